@@ -1,0 +1,1 @@
+"""The policy on Megatron-core: the one folder that imports `megatron`."""

@@ -1,0 +1,122 @@
+"""GPTModel that hands hidden states to the head, and its configuration from a Hugging Face one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from aapa.engine.errors import UserError
+from aapa.engine.policy.layers import block_spec
+from aapa.engine.policy.parallel import Parallel
+
+SUPPORTED = ("qwen3",)
+
+
+class PolicyModel(GPTModel):
+    """Megatron's GPT whose last stage returns hidden states [T, 1, D] instead of logits."""
+
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        decoder_input, table, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
+        # The table has one row per position up to the longest sequence; packed tokens look theirs up.
+        return decoder_input, table[position_ids[0]], *rest
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    def head_weight(self) -> Tensor:
+        """This rank's rows of the LM head, [V_local, D]; the last stage has them."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+def check_supported(hf: PretrainedConfig) -> None:
+    """Refuse architectures that would silently compute something else."""
+    if hf.model_type not in SUPPORTED:
+        raise UserError(f"model.source: expected model_type {', '.join(SUPPORTED)}, got {hf.model_type!r}")
+    if getattr(hf, "attention_bias", False):
+        raise UserError("model.source: expected attention_bias false, got true")
+    if getattr(hf, "use_sliding_window", False):
+        raise UserError("model.source: expected use_sliding_window false, got true")
+    rope = hf.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"model.source: expected rope_type 'default', got {rope['rope_type']!r}")
+    if hf.hidden_act != "silu":
+        raise UserError(f"model.source: expected hidden_act 'silu', got {hf.hidden_act!r}")
+
+
+def transformer_config(
+    hf: PretrainedConfig, parallel: Parallel, dtype: torch.dtype, layers: int | None = None
+) -> TransformerConfig:
+    """Megatron's configuration of a Hugging Face model; `layers` cuts it short."""
+    check_supported(hf)
+    return TransformerConfig(
+        num_layers=hf.num_hidden_layers if layers is None else layers,
+        hidden_size=hf.hidden_size,
+        num_attention_heads=hf.num_attention_heads,
+        num_query_groups=hf.num_key_value_heads,
+        kv_channels=hf.head_dim,
+        ffn_hidden_size=hf.intermediate_size,
+        layernorm_epsilon=hf.rms_norm_eps,
+        normalization="RMSNorm",
+        qk_layernorm=True,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        # Weights always come from a Hugging Face state, so that they do not depend on the layout.
+        perform_initialization=False,
+        use_cpu_initialization=parallel.device.type == "cpu",
+        # Losses are sums whose weights hold their denominators (METHOD 4.1): Megatron must divide by nothing.
+        calculate_per_token_loss=True,
+        # Micro-batches differ in length; Megatron wants this dispatcher named beside it even without experts.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        # With two stages both neighbours are the same peer, and batched point-to-point mixes up their messages.
+        batch_p2p_comm=False,
+        finalize_model_grads_func=finalize_model_grads,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        persist_layer_norm=False,
+    )
+
+
+def padded_vocabulary(vocab_size: int, tensor: int) -> int:
+    """Rows of the embedding: the vocabulary rounded up so that every tensor-parallel rank has as many."""
+    return -(-vocab_size // tensor) * tensor
+
+
+def build_model(
+    hf: PretrainedConfig,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    final_norm: bool = True,
+) -> PolicyModel:
+    """This rank's shard of the model, uninitialised. `layers` keeps the first layers only, for a trunk."""
+    config = transformer_config(hf, parallel, dtype, layers)
+    return PolicyModel(
+        config,
+        block_spec(config, final_norm),
+        vocab_size=padded_vocabulary(hf.vocab_size, parallel.tensor),
+        max_sequence_length=hf.max_position_embeddings,
+        pre_process=parallel.first_stage,
+        post_process=parallel.last_stage,
+        parallel_output=True,
+        share_embeddings_and_output_weights=hf.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=hf.rope_parameters["rope_theta"],
+    )

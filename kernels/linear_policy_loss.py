@@ -1,0 +1,70 @@
+"""The LM head and the policy loss in one operation whose gradients are made in the forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from aapa.kernels.dispatch import resolve
+from aapa.kernels.fields import TokenFields, TokenLossSpec
+from aapa.kernels.linear_logprob import check_head_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+
+def linear_policy_loss(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    fields: TokenFields,
+    spec: TokenLossSpec,
+    *,
+    main_grad: Tensor | None = None,
+    vocab_size: int | None = None,
+    tp_group: ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+    mode: Literal["fast", "lean"] = "fast",
+    backend: str = "auto",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`policy_loss` of `linear_logprob`, with three GEMMs instead of four and never a [T, V] tensor.
+
+    The gradient of a token-separable loss with respect to the logits depends on that token alone,
+    dL/dz_v = g_t (1[v = y] - p_v) / temperature_t with g_t = dL/dlogprob_t, so it is made chunk by chunk while the
+    logits are there: logits, then dHidden, then dWeight.
+
+    Gradients are made if and only if `torch.is_grad_enabled()` and an input requires them. Run the operation with an
+    upstream gradient of exactly 1: what already sits in `main_grad` cannot be rescaled afterwards. It refuses to be
+    recomputed by activation checkpointing, which would add to `main_grad` twice.
+
+    Args:
+        hidden_TD: [T, D], replicated over `tp_group` (split by rows with `sequence_parallel`).
+        weight_VD: [V_local, D], this rank's rows of the head.
+        fields, spec: the lowered objective.
+        main_grad: [V_local, D] float32 accumulator of dWeight, added to in place; the autograd gradient of the
+            weight is then zeros, which a tied embedding may safely add. None: dWeight is returned by autograd.
+        vocab_size: true vocabulary; rows at or above it are padding.
+        tp_group: process group over which the vocabulary is split.
+        sequence_parallel: `hidden_TD` holds T / ranks rows; the fields hold all T.
+        mode: "fast" keeps a chunk's logits for its gradient; "lean" is for backends that trade a fourth GEMM for
+            less memory; the reference computes both alike.
+        backend: "auto" | "reference".
+
+    Returns:
+        The scalar loss, attached to `hidden_TD` and `weight_VD`, and the metrics of `policy_loss`.
+
+    Raises:
+        ValueError: shapes that do not belong together, an unknown mode or backend, a wrong `main_grad`.
+        RuntimeError: called under activation checkpointing, or backward with an upstream gradient other than 1 while
+            `main_grad` is given.
+    """
+    import torch.distributed as dist
+
+    shards = dist.get_world_size(tp_group) if sequence_parallel and tp_group is not None else 1
+    check_head_inputs(hidden_TD, weight_VD, fields.target_T, shards)
+    if mode not in ("fast", "lean"):
+        raise ValueError(f"mode: expected 'fast' or 'lean', got {mode!r}")
+    if main_grad is not None and main_grad.shape != weight_VD.shape:
+        raise ValueError(f"main_grad: expected shape {tuple(weight_VD.shape)}, got {tuple(main_grad.shape)}")
+    return resolve("linear_policy_loss", backend).linear_policy_loss(
+        hidden_TD, weight_VD, fields, spec, main_grad, vocab_size, tp_group, sequence_parallel
+    )

@@ -1,0 +1,1 @@
+"""Plain torch implementations: exact, readable, and the truth that faster backends are tested against."""
