@@ -1,0 +1,86 @@
+"""How good a fitted discriminator is on held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QualityCard:
+    """Held-out figures of a discriminator, stored beside it.
+
+    An AUC is the chance that a positive scores above a negative, 0.5 for a useless score; NaN where either is
+    missing.
+
+    Attributes:
+        auc: against all negatives.
+        rollouts: second expert against genuine rollouts.
+        other_prompts: against expert sentences of other prompts.
+        corruptions: per kind of corruption.
+        auc_length_matched, rollouts_length_matched, other_prompts_length_matched, corruptions_length_matched:
+            the same over pairs of sentences of equal length in tokens.
+        saturation: share of held-out rollout sentences with |a| > 3 before clipping (3.1).
+        counts: how many prompts and sentences the figures rest on; "leave_one_out" counts the positives that
+            are not of a second expert.
+    """
+
+    auc: float
+    rollouts: float
+    other_prompts: float
+    corruptions: dict[str, float]
+    auc_length_matched: float
+    rollouts_length_matched: float
+    other_prompts_length_matched: float
+    corruptions_length_matched: dict[str, float]
+    saturation: float
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able values; NaN becomes null."""
+        return {
+            name: {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else _plain(value)
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> QualityCard:
+        """The inverse of `to_json`."""
+        back: dict[str, Any] = {}
+        for f in fields(cls):
+            value = values[f.name]
+            if isinstance(value, dict):
+                back[f.name] = {k: math.nan if v is None else v for k, v in value.items()}
+            else:
+                back[f.name] = math.nan if value is None else value
+        return cls(**back)
+
+
+def auc(positive_N: Tensor, negative_M: Tensor) -> float:
+    """Chance that a positive scores above a negative, ties counting half; NaN without either."""
+    return _auc_by_group(positive_N, negative_M, torch.zeros_like(positive_N), torch.zeros_like(negative_M))
+
+
+def auc_length_matched(positive_N: Tensor, length_N: Tensor, negative_M: Tensor, length_M: Tensor) -> float:
+    """The same over the pairs of equal length."""
+    return _auc_by_group(positive_N, negative_M, length_N, length_M)
+
+
+def _auc_by_group(positive_N: Tensor, negative_M: Tensor, group_N: Tensor, group_M: Tensor) -> float:
+    wins, pairs = 0.0, 0
+    for group in torch.unique(torch.cat([group_N, group_M])):
+        above = positive_N[group_N == group].double()
+        below = negative_M[group_M == group].double().sort().values
+        less = torch.searchsorted(below, above, right=False).sum()
+        up_to = torch.searchsorted(below, above, right=True).sum()
+        wins += float(less + up_to) / 2
+        pairs += above.numel() * below.numel()
+    return wins / pairs if pairs else math.nan
+
+
+def _plain(value: float) -> float | None:
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,1 @@
+"""The training system: configuration, data, policy, rollout, trainer, checkpoints and the command line."""

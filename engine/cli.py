@@ -1,0 +1,203 @@
+"""The program `aapa`. Importing it, and asking it for help, loads no torch."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import aapa
+from aapa.engine.errors import Interrupted, TrainingFault, UserError
+
+DONE, OTHER, BAD_INPUT, INTERRUPTED, FAULT = 0, 1, 2, 3, 4
+
+DESCRIPTION = """\
+Post-training with an anchor: SFT and GRPO on a Megatron-core policy, held close to offline expert responses.
+
+exit codes: 0 done, 2 bad input, 3 interrupted after a save, 4 training fault, 1 anything else
+"""
+
+TRAIN_DESCRIPTION = """\
+Trains the stages of a recipe, alone or under torchrun (`torchrun --no-python aapa train RECIPE`). A run
+directory that holds a checkpoint of the same recipe is continued. Any key of the recipe can be given on the
+command line:
+
+  --seed 1   --stages.0.steps 20   --stages.sft.steps 20   --rollout.temperature=0.9   --model.source DIR
+
+Values are read as TOML, and as plain text where they are not TOML. Stages go by number or by name.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Args:
+        argv: the words after the program's name; those of this process by default.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 3 interrupted after a save, 4 training fault, 1 anything else.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(words)
+    except SystemExit as error:  # argparse: help or a usage error, already printed
+        return error.code if isinstance(error.code, int) else OTHER
+    except Interrupted as error:
+        _say(f"interrupted: {error}")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        _say("interrupted before anything was saved")
+        return OTHER
+    except TrainingFault as error:
+        _say(f"training fault: {error}")
+        return FAULT
+    except Exception as error:
+        if _is_bad_input(error):
+            _say(str(error))
+            return BAD_INPUT
+        traceback.print_exc()
+        return OTHER
+    return DONE
+
+
+def entry() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "≥" must not end a run
+    sys.exit(main())
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """`UserError`, or a ValueError in the house's form, which packages below the engine raise."""
+    if isinstance(error, UserError):
+        return True
+    return (
+        type(error) is ValueError
+        and re.match(r"[\w.\[\]-]+: expected .*, got ", str(error), re.DOTALL) is not None
+    )
+
+
+def _say(text: str) -> None:
+    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    for line in text.splitlines():
+        print(f"aapa: {rank}{line}", file=sys.stderr, flush=True)
+
+
+def _run(words: list[str]) -> None:
+    parser = _parser(reference="train" in words[:1])
+    overrides: list[str] = []
+    if words[:1] == ["train"]:
+        words, overrides = _split_overrides(words)
+    arguments = parser.parse_args(words)
+    # A user's own modules, named by dotted paths, may lie in the current directory. It goes to the end of the
+    # path: in front, a checkout's folders would hide installed packages of the same names.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    if arguments.command == "train":
+        _train(arguments, overrides)
+    elif arguments.command == "demo":
+        from aapa.engine.demo import run_demo
+
+        run_demo(arguments.output, arguments.full, arguments.seeds)
+    else:
+        from aapa.engine.report import write_report
+
+        print(write_report(arguments.runs, arguments.output))
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from aapa.engine.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, overrides)
+    output = arguments.output or recipe.directory()
+    if arguments.check:
+        stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"
+        print(f"{arguments.recipe}: ok, {stages}, run directory {output}")
+        return
+    from aapa.engine.trainer import train
+
+    train(recipe, output)
+
+
+TRAIN_FLAGS = {"--check": 0, "--output": 1, "--help": 0}
+
+
+def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separates recipe keys from the program's own words; a key takes the next word unless it has an `=`."""
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0]
+        if not word.startswith("--") or name in TRAIN_FLAGS:
+            own.append(word)
+            if TRAIN_FLAGS.get(word) and rest:
+                own.append(rest.pop(0))
+        else:
+            overrides.append(word)
+            if "=" not in word and rest:
+                overrides.append(rest.pop(0))
+    return own, overrides
+
+
+def _parser(reference: bool) -> argparse.ArgumentParser:
+    """The command line's grammar; the recipe reference is only made where it may be shown."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("aapa", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"aapa {aapa.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train the stages of a recipe, or go on with a run",
+        description=TRAIN_DESCRIPTION,
+        formatter_class=raw,
+        allow_abbrev=False,
+        usage="aapa train RECIPE [--output DIR] [--check] [--KEY VALUE]…",
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe of the package")
+    train.add_argument("--output", type=Path, metavar="DIR", help="run directory (default: runs/<name>)")
+    train.add_argument("--check", action="store_true", help="validate the recipe and stop")
+    if reference:
+        train.epilog = _train_epilog()
+
+    demo = commands.add_parser(
+        "demo",
+        help="the embedded demonstration: staged training, end to end, on a CPU",
+        description="Trains and compares plain and anchored pipelines on a small instruction-following task.",
+        allow_abbrev=False,
+    )
+    demo.add_argument("--full", action="store_true", help="all arms and longer stages instead of minutes")
+    demo.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
+    )
+    demo.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the demo's own)"
+    )
+
+    report = commands.add_parser(
+        "report",
+        help="an HTML page of one run, or comparing several",
+        description="Writes one self-contained HTML page (figures, curves, samples) and prints its path.",
+        allow_abbrev=False,
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
+    report.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: report.html in the first run directory"
+    )
+    return parser
+
+
+def _train_epilog() -> str:
+    from aapa.engine.recipe import recipe_reference, shipped_recipes
+
+    return (
+        f"recipes of the package: {', '.join(shipped_recipes())}\n\nKeys of a recipe\n\n{recipe_reference()}"
+    )

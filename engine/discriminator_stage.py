@@ -1,0 +1,170 @@
+"""The discriminator within a run: fitted between stages, frozen on disk, opened for the stages that it anchors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from aapa.discriminator import ExpertCache, FitMaterial, FitSettings, QualityCard, fit_sentence_discriminator, freeze, load
+from aapa.discriminator.store import load_card, read_record
+from aapa.engine.console import announce
+from aapa.engine.data import Sampler, tokenize
+from aapa.engine.errors import UserError
+from aapa.engine.hf_directory import SafetensorsWeights, read_config
+from aapa.engine.policy.frozen import FrozenModel
+from aapa.engine.progress import StageProgress
+from aapa.engine.recipe import DiscriminatorTable
+from aapa.engine.rollout import sample_seed
+from aapa.engine.run import Run
+from aapa.engine.scoring import Scorer
+from aapa.kernels import SentenceTable
+from aapa.sentences import Granularity, build_sentence_table
+
+
+def fit_discriminator(run: Run) -> None:
+    """Fit on the current policy's rollouts to training prompts and freeze into `discriminator/` of the run directory."""
+    settings = run.recipe.discriminator
+    assert settings is not None and settings.fit_after is not None
+    trunk_directory = _trunk_directory(run, settings)
+    trunk = open_trunk(run, trunk_directory, settings.layer)
+    material = _material(run, settings)
+    with StageProgress("discriminator", settings.steps, ("loss", "accuracy"), rank=run.parallel.rank) as progress:
+
+        def on_progress(step: int, _: int, figures: Mapping[str, float]) -> None:
+            progress.update(step, figures)
+
+        discriminator, card = fit_sentence_discriminator(
+            trunk,
+            material,
+            _fit_settings(run, settings),
+            encode=lambda text: run.tokenizer.encode(text, add_special_tokens=False),
+            decode=run.tokenizer.decode,
+            table=sentence_table(run),
+            seed=run.recipe.seed,
+            on_progress=on_progress,
+        )
+    if run.parallel.is_main:
+        directory = run.directory / "discriminator"
+        directory.mkdir(parents=True, exist_ok=True)
+        where = os.path.relpath(trunk_directory.resolve(), directory.resolve())
+        freeze(discriminator, directory, trunk={"directory": where, "layer": settings.layer}, card=card)
+        announce(_card_line(card))
+    run.parallel.barrier()
+
+
+def _card_line(card: QualityCard) -> str:
+    return (
+        f"discriminator: held-out AUC {card.auc:.2f}; second expert against rollouts {card.rollouts:.2f}, "
+        f"other prompts {card.other_prompts:.2f}, saturated {card.saturation:.1%}"
+    )
+
+
+def open_scorer(run: Run, granularity: Granularity) -> Scorer:
+    """The run's frozen discriminator at work.
+
+    Raises:
+        UserError: there is none, it was fitted for another granularity, or its trunk is gone.
+        ValueError: a file of it was changed.
+    """
+    directory = discriminator_directory(run)
+    if not directory.is_dir():
+        raise UserError(f"discriminator.source: expected a directory, got {str(directory)!r}")
+    discriminator = load(directory)
+    if discriminator.granularity != granularity:
+        raise UserError(
+            f"anchor.granularity: expected {discriminator.granularity!r} as the discriminator was fitted, "
+            f"got {granularity!r}"
+        )
+    record = read_record(directory)
+    trunk = open_trunk(run, (directory / record["trunk"]["directory"]).resolve(), record["trunk"]["layer"])
+    table = sentence_table(run)
+    cache = ExpertCache(trunk, discriminator.origin, table, granularity, run.directory / "experts")
+    return Scorer(discriminator, trunk, table, cache)
+
+
+def discriminator_directory(run: Run) -> Path:
+    """Where the run's frozen discriminator lies."""
+    settings = run.recipe.discriminator
+    if settings is not None and settings.source is not None:
+        return Path(settings.source)
+    return run.directory / "discriminator"
+
+
+def check_unchanged(run: Run, expected_hash: str) -> QualityCard | None:
+    """Refuse a discriminator on disk that is not the one with `expected_hash` any more."""
+    load(discriminator_directory(run), expected_hash)
+    return load_card(discriminator_directory(run))
+
+
+def sentence_table(run: Run) -> SentenceTable:
+    return build_sentence_table(run.tokenizer, vocab_size=run.policy.hf.vocab_size)
+
+
+def open_trunk(run: Run, directory: Path, layer: int) -> FrozenModel:
+    """The frozen model in a Hugging Face directory; its layer counts from the end if negative."""
+    config = read_config(directory, "discriminator.trunk")
+    layers = int(config.num_hidden_layers)
+    if not -layers <= layer <= layers or layer == 0:
+        raise UserError(f"discriminator.layer: expected -{layers} … -1 or 1 … {layers}, got {layer}")
+    return FrozenModel(
+        config,
+        SafetensorsWeights(directory, "discriminator.trunk"),
+        run.parallel,
+        run.policy.dtype,
+        run.recipe.parallel.micro_batch_tokens,
+        layer if layer >= -1 else layers + 1 + layer,
+    )
+
+
+def _trunk_directory(run: Run, settings: DiscriminatorTable) -> Path:
+    """"base" is the policy before the first stage on examples, "stage_start" the one that `fit_after` left."""
+    stages = run.recipe.stages
+    if settings.trunk == "stage_start":
+        return run.directory / "stages" / str(settings.fit_after)
+    if settings.trunk != "base":
+        return Path(settings.trunk)
+    before = [stage.name for stage in stages[: next(i for i, s in enumerate(stages) if s.data == "examples")]]
+    if before:
+        return run.directory / "stages" / before[-1]
+    source = run.recipe.model.source
+    return run.directory / "stages" / "initial" if source == "scratch" else Path(source)
+
+
+def _material(run: Run, settings: DiscriminatorTable) -> list[FitMaterial]:
+    """Training prompts with their experts and fresh rollouts of the policy."""
+    examples = run.task.examples("train")
+    drawn = Sampler(len(examples), run.recipe.seed, "discriminator").batch(0, min(settings.prompts, len(examples)))
+    data = tokenize([examples[i] for i in drawn], run.tokenizer, run.policy.hf.max_position_embeddings, "train")
+    count = settings.rollouts_per_prompt
+    seeds = [sample_seed(run.recipe.seed, "discriminator", e.example.id, i) for e in data for i in range(count)]
+    rollouts = run.generate(
+        [e.prompt for e in data for _ in range(count)],
+        seeds,
+        run.recipe.rollout.max_new_tokens,
+        run.recipe.rollout.temperature,
+    )
+    return [
+        FitMaterial(e.prompt, list(e.experts), [r.response for r in rollouts[i * count : (i + 1) * count]])
+        for i, e in enumerate(data)
+    ]
+
+
+def _fit_settings(run: Run, table: DiscriminatorTable) -> FitSettings:
+    """The recipe's numbers, and the granularity of the stages that will use them."""
+    anchors = [stage.objective.anchor for stage in run.recipe.stages if stage.objective.anchor is not None]
+    return FitSettings(
+        kind=table.kind,
+        granularity=anchors[0].granularity if anchors else "sentence",
+        layer=table.layer,
+        rank=table.rank,
+        width=table.width,
+        temperature=table.temperature,
+        loss=table.loss,
+        corruptions_per_prompt=table.corruptions_per_prompt,
+        steps=table.steps,
+        batch_size=table.batch_size,
+        learning_rate=table.learning_rate,
+        weight_decay=table.weight_decay,
+        held_out=table.held_out,
+    )

@@ -1,0 +1,141 @@
+"""The figures of a training step (METHOD §6), from sums over the global batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from aapa.batch import BatchCounts
+from aapa.engine.metrics import histogram_counts
+from aapa.engine.statistics import distinct_n, group_similarity
+
+if TYPE_CHECKING:
+    from aapa.engine.run import Run, StageRun
+    from aapa.engine.step import RolloutBatch
+
+
+@dataclass(frozen=True)
+class FigureSums:
+    """What one optimizer step left behind: sums of `policy_loss`, equal on all ranks."""
+
+    sums: dict[str, float]
+    grad_norm: float
+    counts: BatchCounts
+    learning_rate: float
+
+
+def step_figures(
+    run: Run,
+    stage: StageRun,
+    step: int,
+    batch: RolloutBatch | None,
+    updates: list[FigureSums],
+    seconds: float,
+) -> dict[str, Any]:
+    """Figures of one step under the names of metrics.jsonl, equal on all ranks."""
+    figures = _update_figures(updates)
+    if batch is not None:
+        shares = run.parallel.gather_over_data(_rollout_share(run, stage, batch))
+        figures |= _rollout_figures(shares)
+        anchor = stage.table.objective.anchor
+        if anchor is not None:
+            figures["anchor/weight"] = anchor.weight_at(step)
+    tokens = sum(u.counts.rollout_tokens + u.counts.expert_tokens for u in updates)
+    figures["tokens"] = tokens
+    figures["throughput/tokens_per_s"] = tokens / seconds
+    figures["memory/peak_gb"] = _peak_memory_gb()
+    figures |= {f"time/{phase}": spent for phase, spent in stage.times.items()}
+    figures["time/step"] = seconds
+    return figures
+
+
+def _update_figures(updates: list[FigureSums]) -> dict[str, Any]:
+    """Means over the optimizer steps of one rollout batch; ratios over all their tokens."""
+    count = len(updates)
+    sums: dict[str, float] = {}
+    for update in updates:
+        for name, value in update.sums.items():
+            sums[name] = max(sums.get(name, 0.0), value) if name.startswith("max/") else sums.get(name, 0.0) + value
+    figures: dict[str, Any] = {name: value / count for name, value in sums.items() if name.startswith("loss/")}
+    figures["loss/total"] = sum(figures.values())
+    tokens = sums.get("sum/tokens", 0.0)
+    if tokens:
+        names = {"ratio": "ratio", "clipped": "clip_fraction", "kl_old": "kl", "entropy": "entropy"}
+        figures |= {f"policy/{to}": sums[f"sum/{of}"] / tokens for of, to in names.items() if f"sum/{of}" in sums}
+        figures["policy/max_log_ratio"] = sums["max/log_ratio"]
+    figures["optim/grad_norm"] = sum(u.grad_norm for u in updates) / count
+    figures["optim/learning_rate"] = updates[-1].learning_rate
+    return figures
+
+
+def _rollout_share(run: Run, stage: StageRun, batch: RolloutBatch) -> dict[str, Any]:
+    """What one replica knows of its rollouts, as plain lists to be put together."""
+    size = stage.table.objective.group_size
+    texts = [run.text(rollout.response) for rollout in batch.rollouts]
+    share: dict[str, Any] = {
+        "rewards": batch.rewards if stage.table.objective.needs_rewards else [],
+        "group_size": size,
+        "lengths": [len(rollout.response) for rollout in batch.rollouts],
+        "expert_lengths": [len(example.experts[0]) for example in batch.examples],
+        "truncated": [not rollout.finished for rollout in batch.rollouts],
+        "distinct_2": distinct_n(texts, 2),
+        "similarity": group_similarity([texts[i : i + size] for i in range(0, len(texts), size)]),
+    }
+    anchor = stage.table.objective.anchor
+    if batch.scores is not None and anchor is not None:
+        share["scores"] = batch.scores.calibrated(math.inf).tolist()
+        share["clip"] = anchor.clip
+    return share
+
+
+def _rollout_figures(shares: list[dict[str, Any]]) -> dict[str, Any]:
+    def every(name: str) -> list[Any]:
+        return [value for share in shares for value in share.get(name, [])]
+
+    lengths, expert = every("lengths"), every("expert_lengths")
+    figures: dict[str, Any] = {
+        "response/length": sum(lengths) / len(lengths),
+        "response/length_ratio": sum(lengths) / sum(expert),
+        "response/truncated": sum(every("truncated")) / len(lengths),
+        "response/distinct_2": sum(share["distinct_2"] for share in shares) / len(shares),
+        "response/similarity": sum(share["similarity"] for share in shares) / len(shares),
+    }
+    size = shares[0]["group_size"]
+    rewards = [share["rewards"][i : i + size] for share in shares for i in range(0, len(share["rewards"]), size)]
+    if rewards:
+        figures |= _reward_figures(rewards)
+    if any("scores" in share for share in shares):
+        figures |= _anchor_figures(every("scores"), shares[0]["clip"])
+    return figures
+
+
+def _reward_figures(groups: list[list[float]]) -> dict[str, Any]:
+    known = [[value for value in group if not math.isnan(value)] for group in groups]
+    values = torch.tensor([value for group in known for value in group], dtype=torch.float64)
+    return {
+        "reward/mean": float(values.mean()),
+        "reward/std": float(values.std(correction=0)),
+        "reward/zero_variance": sum(len(set(group)) <= 1 for group in known) / len(groups),
+        "reward/masked": 1.0 - len(values) / sum(map(len, groups)),
+    }
+
+
+def _anchor_figures(scores: list[float], clip: float) -> dict[str, Any]:
+    calibrated = torch.tensor(scores, dtype=torch.float64)
+    return {
+        "anchor/mean": float(calibrated.clamp(-clip, clip).mean()),
+        "anchor/std": float(calibrated.clamp(-clip, clip).std(correction=0)),
+        "anchor/saturated": float((calibrated.abs() > clip).double().mean()),
+        "anchor/clip": clip,
+        "anchor/histogram": histogram_counts(calibrated.tolist(), limit=clip),
+    }
+
+
+def _peak_memory_gb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return psutil.Process().memory_info().rss / 1e9

@@ -1,0 +1,172 @@
+"""Checks that span fields, and checks against files and importable names."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aapa.engine.recipe.objective import load_dotted, objective_kind
+from aapa.engine.recipe.problems import Problem, at, short
+
+if TYPE_CHECKING:
+    from aapa.engine.recipe.schema import ModelTable, ParallelTable, Recipe, StageTable
+
+
+def consistency_problems(recipe: Recipe) -> list[Problem]:
+    """Everything that can be told from the recipe alone."""
+    problems = (
+        _model_problems(recipe) if recipe.model.source == "scratch" else _no_shape_problems(recipe.model)
+    )
+    if recipe.parallel.sequence and recipe.parallel.tensor == 1:
+        problems.append(at("parallel.sequence", "expected false where parallel.tensor is 1, got true"))
+    names = Counter(stage.name for stage in recipe.stages)
+    for index, stage in enumerate(recipe.stages):
+        if names[stage.name] > 1:
+            problems.append(
+                at(f"stages.{index}.name", f"expected a name of its own, got {short(stage.name)} twice")
+            )
+        problems += _stage_problems(stage, f"stages.{index}")
+    return problems + _discriminator_problems(recipe)
+
+
+def environment_problems(recipe: Recipe) -> list[Problem]:
+    """What must be looked up: directories named by the recipe, and names it wants imported."""
+    problems: list[Problem] = []
+    if recipe.model.source != "scratch":
+        problems += _checkpoint_problems(recipe)
+    table = recipe.discriminator
+    if table is not None:
+        if table.source is not None and not Path(table.source).is_dir():
+            problems.append(at("discriminator.source", f"expected a directory, got {short(table.source)}"))
+        if table.trunk not in ("base", "stage_start") and not _config_file(table.trunk).is_file():
+            wanted = "'base', 'stage_start' or a directory holding config.json"
+            problems.append(at("discriminator.trunk", f"expected {wanted}, got {short(table.trunk)}"))
+    for field, name in _dotted_names(recipe):
+        try:
+            load_dotted(name)
+        except ValueError as error:
+            problems.append(at(field, str(error)))
+    return problems
+
+
+def anchored(stage: StageTable) -> bool:
+    """Whether the stage's objective has an anchor that ever acts."""
+    anchor = getattr(stage.objective, "anchor", None)
+    return anchor is not None and bool(anchor.active)
+
+
+def _dotted_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if ":" in recipe.data.task:
+        yield "data.task", recipe.data.task
+    if ":" in recipe.rollout.engine:
+        yield "rollout.engine", recipe.rollout.engine
+    for index, stage in enumerate(recipe.stages):
+        for number, reward in enumerate(stage.rewards):
+            yield f"stages.{index}.rewards.{number}.function", reward.function
+
+
+def _no_shape_problems(model: ModelTable) -> list[Problem]:
+    """The shape comes with the weights."""
+    return [
+        at(
+            f"model.{field}",
+            f"expected nothing, for the checkpoint decides it, got {getattr(model, field)!r}",
+        )
+        for field in model.shape_fields()
+        if field in model.model_fields_set
+    ]
+
+
+def _model_problems(recipe: Recipe) -> list[Problem]:
+    model, problems = recipe.model, []
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    if heads % groups:
+        problems.append(at("model.num_key_value_heads", f"expected a divisor of {heads} heads, got {groups}"))
+    width = model.head_dim or model.hidden_size // heads
+    if model.head_dim is None and model.hidden_size % heads:
+        text = f"expected a multiple of {heads} heads where head_dim is not given, got {model.hidden_size}"
+        problems.append(at("model.hidden_size", text))
+    elif width % 2:
+        problems.append(at("model.head_dim", f"expected an even width for the rotary embedding, got {width}"))
+    length, longest = recipe.rollout.max_new_tokens, model.max_position_embeddings
+    if length >= longest:
+        text = f"expected less than max_position_embeddings, {longest}, got {length}"
+        problems.append(at("rollout.max_new_tokens", text))
+    fields = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_layers")
+    return problems + _parallel_problems(recipe.parallel, {field: getattr(model, field) for field in fields})
+
+
+def _parallel_problems(parallel: ParallelTable, shape: dict[str, int]) -> list[Problem]:
+    problems: list[Problem] = []
+    for field, size in shape.items():
+        name, ranks = (
+            ("pipeline", parallel.pipeline) if field == "num_layers" else ("tensor", parallel.tensor)
+        )
+        if size % ranks:
+            problems.append(at(f"parallel.{name}", f"expected a divisor of {field}, {size}, got {ranks}"))
+    return problems
+
+
+def _stage_problems(stage: StageTable, path: str) -> list[Problem]:
+    problems: list[Problem] = []
+    kind = objective_kind(stage.objective)
+    if stage.data == "corpus" and (kind != "sft" or stage.objective.anchor is not None):
+        got = kind if kind != "sft" else "sft with an anchor"
+        problems.append(at(f"{path}.objective", f"expected plain sft on the corpus, got {got}"))
+    needs_rewards = bool(getattr(stage.objective, "needs_rewards", False))
+    if needs_rewards and not stage.rewards:
+        problems.append(at(f"{path}.rewards", f"expected a reward function for {kind}, got none"))
+    if stage.rewards and not needs_rewards:
+        text = f"expected none, for {kind} uses no rewards, got {len(stage.rewards)}"
+        problems.append(at(f"{path}.rewards", text))
+    if stage.warmup_steps > stage.steps:
+        text = f"expected at most the stage's {stage.steps} steps, got {stage.warmup_steps}"
+        problems.append(at(f"{path}.warmup_steps", text))
+    return problems
+
+
+def _discriminator_problems(recipe: Recipe) -> list[Problem]:
+    stages, table = recipe.stages, recipe.discriminator
+    first = next((index for index, stage in enumerate(stages) if anchored(stage)), None)
+    if table is None:
+        if first is None:
+            return []
+        return [
+            at("discriminator", f"expected a table, for stage {stages[first].name} is anchored, got nothing")
+        ]
+    got = "nothing" if table.fit_after is None else short(table.fit_after)
+    if table.source is not None:
+        text = f"expected nothing where source is given, got {got}"
+        return [] if table.fit_after is None else [at("discriminator.fit_after", text)]
+    earlier = [stage.name for stage in stages[:first]]
+    if table.fit_after in earlier:
+        return []
+    wanted = f"a stage before the first anchored one ({', '.join(earlier) or 'there is none'})"
+    return [at("discriminator.fit_after", f"expected {wanted}, got {got}")]
+
+
+def _config_file(directory: str) -> Path:
+    return Path(directory) / "config.json"
+
+
+def _checkpoint_problems(recipe: Recipe) -> list[Problem]:
+    """The checkpoint's own shape must suit the parallel layout."""
+    source, file = recipe.model.source, _config_file(recipe.model.source)
+    if not file.is_file():
+        text = f"expected 'scratch' or a directory holding config.json, got {short(source)}"
+        return [at("model.source", text)]
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        heads = int(config["num_attention_heads"])
+        shape = {
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(config.get("num_key_value_heads") or heads),
+            "intermediate_size": int(config["intermediate_size"]),
+            "num_layers": int(config["num_hidden_layers"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [at("model.source", f"expected a readable model configuration in {file}, got {error!r}")]
+    return _parallel_problems(recipe.parallel, shape)

@@ -1,0 +1,110 @@
+"""What a run holds while it lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from aapa.engine.data import Sampler, TokenizedExample, tokenize
+from aapa.engine.examples import Task
+from aapa.engine.policy.frozen import FrozenModel
+from aapa.engine.policy.megatron import MegatronPolicy
+from aapa.engine.policy.parallel import Parallel
+from aapa.engine.recipe import Recipe, StageTable
+from aapa.engine.rewards import Rewards
+from aapa.engine.rollout import Rollout, RolloutEngine, sample_seed
+from aapa.engine.scoring import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass
+class Run:
+    """The parts of a run that every stage shares.
+
+    Attributes:
+        engine: rollouts; on the leader of each replica only.
+    """
+
+    recipe: Recipe
+    directory: Path
+    parallel: Parallel
+    task: Task
+    tokenizer: PreTrainedTokenizerFast
+    policy: MegatronPolicy
+    engine: RolloutEngine | None
+    _splits: dict[str, list[TokenizedExample]] = field(default_factory=dict)
+
+    def sync_engine(self) -> None:
+        """Send the policy's weights to the rollout engine."""
+        if self.engine is not None:
+            self.engine.load_weights(self.policy.weights())
+        else:
+            for _ in self.policy.weights():
+                pass
+
+    def generate(
+        self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int, temperature: float
+    ) -> list[Rollout]:
+        """The leader's rollouts, on every rank of the replica."""
+        rollouts = None
+        if self.engine is not None and prompts:
+            rollouts = self.engine.generate(
+                prompts, seeds, max_new_tokens=max_new_tokens, temperature=temperature
+            )
+        return self.parallel.from_leader(rollouts) or []
+
+    def mine(self, indices: list[int]) -> list[int]:
+        """This replica's share of a global batch; a group never leaves its replica."""
+        return indices[self.parallel.data_rank :: self.parallel.data]
+
+    def evaluation_data(self, split: str, count: int) -> list[TokenizedExample]:
+        """The first `count` examples of a split, tokenized once."""
+        if split not in self._splits:
+            longest = self.policy.hf.max_position_embeddings
+            self._splits[split] = tokenize(self.task.examples(split), self.tokenizer, longest, split)
+        return self._splits[split][:count]
+
+    def text(self, response: list[int]) -> str:
+        """A response as text, without its special tokens."""
+        return self.tokenizer.decode(response, skip_special_tokens=True)
+
+
+@dataclass
+class StageRun:
+    """One stage at work.
+
+    Attributes:
+        reference: frozen policy of the KL term, where the objective has one.
+        scorer: the discriminator at work, where the objective has an anchor.
+    """
+
+    index: int
+    table: StageTable
+    data: list[TokenizedExample]
+    sampler: Sampler
+    rewards: Rewards
+    reference: FrozenModel | None
+    scorer: Scorer | None
+    times: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the wall-clock seconds of a block to a phase of the step."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self.times[phase] = self.times.get(phase, 0.0) + perf_counter() - begin
+
+    def seed(self, run: Run, step: int, example: int, sample: int) -> int:
+        return sample_seed(run.recipe.seed, self.table.name, step, example, sample)

@@ -1,0 +1,97 @@
+"""The discriminator at work: from rollouts to sentence scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aapa.discriminator.base import Discriminator, Trunk
+from aapa.discriminator.store import ExpertCache
+from aapa.engine.data import TokenizedExample
+from aapa.kernels import SentenceTable
+from aapa.sentences import Granularity, spans
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of packed responses.
+
+    Attributes:
+        score_S: float32, raw scores of all sentences in order.
+        cu_sents: of each response, int32 [K_i + 1] offsets inside it.
+        anchored: whether each response has sentences and an expert to compare them with.
+        mean, std: calibration (3.1) of the discriminator.
+    """
+
+    score_S: Tensor
+    cu_sents: list[Tensor]
+    anchored: list[bool]
+    mean: float
+    std: float
+
+    def calibrated(self, clip: float) -> Tensor:
+        """a_k of (3.1) for all sentences."""
+        return ((self.score_S - self.mean) / self.std).clamp(-clip, clip)
+
+    def within(self, index: int, value_S: Tensor) -> Tensor:
+        """The values of one response's sentences."""
+        first = sum(len(cu) - 1 for cu in self.cu_sents[:index])
+        return value_S[first : first + len(self.cu_sents[index]) - 1]
+
+
+@dataclass
+class Scorer:
+    """A frozen discriminator with its trunk, its segmentation table and the cached expert sentences."""
+
+    discriminator: Discriminator
+    trunk: Trunk
+    table: SentenceTable
+    experts: ExpertCache
+
+    def __post_init__(self) -> None:
+        if self.discriminator.origin.trunk != self.trunk.hash:
+            raise ValueError(
+                f"discriminator.trunk: expected the trunk {self.discriminator.origin.trunk[:12]}… that the "
+                f"discriminator was fitted on, got {self.trunk.hash[:12]}…"
+            )
+
+    def expert_states(self, examples: list[TokenizedExample]) -> tuple[Tensor, Tensor]:
+        """Sentence states of the first experts, from the cache where they are known: (expert_ED, cu_expert)."""
+        self.experts.add({place: (e.prompt, e.experts[0]) for place, e in enumerate(examples)})
+        return self.experts.pack(range(len(examples)))
+
+    def score(
+        self,
+        examples: list[TokenizedExample],
+        responses: list[list[int]],
+        granularity: Granularity | None = None,
+    ) -> Scores:
+        """Scores of responses to the prompts of `examples`, entry by entry, against the first expert's sentences.
+
+        Consecutive entries of the same example form a group and share its expert sentences.
+        """
+        cu_sents = spans(responses, self.table, granularity or self.discriminator.granularity)
+        states_SD = self.trunk.sentence_states([e.prompt for e in examples], responses, cu_sents)
+        groups = _runs([e.example.id for e in examples])
+        sentences = [sum(len(cu_sents[i]) - 1 for i in group) for group in groups]
+        cu_group = torch.tensor([0, *sentences]).cumsum(0).int()
+        firsts = [examples[group[0]] for group in groups]
+        expert_ED, cu_expert = self.expert_states(firsts)
+        score_S = self.discriminator.score(states_SD, cu_group, expert_ED, cu_expert)
+        has_expert = [int(count) > 0 for count in cu_expert.diff()]
+        anchored = [
+            has_expert[place] and len(cu_sents[index]) > 1 for place, group in enumerate(groups) for index in group
+        ]
+        return Scores(score_S, cu_sents, anchored, self.discriminator.mean, self.discriminator.std)
+
+
+def _runs(ids: list[int]) -> list[list[int]]:
+    """Indices of runs of equal ids."""
+    runs: list[list[int]] = []
+    for index, value in enumerate(ids):
+        if not runs or ids[runs[-1][-1]] != value:
+            runs.append([])
+        runs[-1].append(index)
+    return runs

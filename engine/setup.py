@@ -1,0 +1,176 @@
+"""Builds the parts of a run and of a stage from the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
+
+from aapa.engine.data import Sampler, TokenizedExample, tokenize, tokenize_corpus
+from aapa.engine.discriminator_stage import open_scorer
+from aapa.engine.errors import UserError
+from aapa.engine.hf_directory import SafetensorsWeights, read_config, write_directory
+from aapa.engine.policy.frozen import FrozenModel
+from aapa.engine.policy.megatron import MegatronPolicy
+from aapa.engine.policy.parallel import Parallel
+from aapa.engine.recipe import ModelTable, Recipe, StageTable
+from aapa.engine.rewards import Rewards, load_function
+from aapa.engine.rollout import build_engine
+from aapa.engine.run import DTYPES, Run, StageRun
+from aapa.engine.tasks import load_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
+    """Task, tokenizer, policy and rollout engine of a recipe; writes the resolved recipe into the directory."""
+    _check_layout(recipe, parallel)
+    task = load_task(recipe.data.task, recipe.data.options)
+    source = None if recipe.model.source == "scratch" else Path(recipe.model.source)
+    if source is None:
+        tokenizer = task.tokenizer()
+        config: PretrainedConfig = scratch_config(recipe.model, tokenizer)
+        weights: Mapping[str, Tensor] = scratch_weights(config, recipe.seed)
+    else:
+        config = read_config(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        weights = SafetensorsWeights(source)
+    _check_tokenizer(tokenizer)
+    dtype = DTYPES[recipe.model.dtype]
+    policy = MegatronPolicy(config, parallel, dtype)
+    policy.load_weights(weights, source="model.source")
+    engine = None
+    if parallel.is_leader:
+        engine = build_engine(
+            recipe.rollout.engine,
+            config,
+            eos=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
+            dtype=dtype,
+            device=parallel.device,
+            max_batch=recipe.rollout.max_batch,
+            memory_limit_gb=recipe.rollout.memory_limit_gb,
+        )
+    run = Run(recipe, directory, parallel, task, tokenizer, policy, engine)
+    if parallel.is_main:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "recipe.toml").write_text(recipe.to_toml())
+    if source is None and not (directory / "stages" / "initial").exists():
+        parallel.barrier()
+        write_directory(
+            directory / "stages" / "initial", config, policy.weights(), tokenizer, write=parallel.is_main
+        )
+    parallel.barrier()
+    return run
+
+
+def open_stage(run: Run, index: int) -> StageRun:
+    """Data, sampler, rewards, reference and discriminator of a stage."""
+    table: StageTable = run.recipe.stages[index]
+    data = stage_data(run, table)
+    rewards = Rewards(
+        tuple(
+            (
+                reward.function,
+                load_function(reward.function, f"stages.{index}.rewards.{place}.function"),
+                reward.weight,
+            )
+            for place, reward in enumerate(table.rewards)
+        )
+    )
+    reference = None
+    if table.objective.needs_reference:
+        reference = _frozen(run, stage_start(run, index))
+    scorer = None
+    anchor = table.objective.anchor
+    if anchor is not None and anchor.active:
+        scorer = open_scorer(run, anchor.granularity)
+    sampler = Sampler(len(data), run.recipe.seed, table.name)
+    if scorer is not None:
+        draws = sorted(set(sampler.batch(0, table.steps * table.prompts_per_step)))
+        scorer.expert_states([data[i] for i in run.mine(draws)])
+    return StageRun(index, table, data, sampler, rewards, reference, scorer)
+
+
+def stage_data(run: Run, table: StageTable) -> list[TokenizedExample]:
+    """The tokenized training data of a stage."""
+    longest = run.policy.hf.max_position_embeddings
+    if table.data == "corpus":
+        return tokenize_corpus(run.task.corpus(), run.tokenizer, longest)
+    return tokenize(run.task.examples("train"), run.tokenizer, longest, "train")
+
+
+def stage_start(run: Run, index: int) -> Path:
+    """The directory with the weights that a stage starts from."""
+    if index > 0:
+        return run.directory / "stages" / run.recipe.stages[index - 1].name
+    if run.recipe.model.source != "scratch":
+        return Path(run.recipe.model.source)
+    return run.directory / "stages" / "initial"
+
+
+def _frozen(run: Run, directory: Path) -> FrozenModel:
+    return FrozenModel(
+        read_config(directory),
+        SafetensorsWeights(directory),
+        run.parallel,
+        run.policy.dtype,
+        run.recipe.parallel.micro_batch_tokens,
+    )
+
+
+def scratch_config(model: ModelTable, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """A Qwen3 configuration of the recipe's shape, for the tokenizer's vocabulary."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
+        max_position_embeddings=model.max_position_embeddings,
+        tie_word_embeddings=model.tie_word_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        initializer_range=model.initializer_range,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def scratch_weights(config: PretrainedConfig, seed: int) -> dict[str, Tensor]:
+    """transformers' own initialisation under a seed, so that weights do not depend on the parallel layout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return dict(model.state_dict())
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    for name in ("eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name) is None:
+            raise UserError(f"tokenizer.{name}: expected a token, got none; set it in the tokenizer's directory")
+
+
+def _check_layout(recipe: Recipe, parallel: Parallel) -> None:
+    """What only the number of processes can tell."""
+    for index, stage in enumerate(recipe.stages):
+        if stage.prompts_per_step % parallel.data:
+            raise UserError(
+                f"stages.{index}.prompts_per_step: expected a multiple of the {parallel.data} data-parallel "
+                f"replicas, got {stage.prompts_per_step}"
+            )
+        objective = stage.objective
+        groups = stage.prompts_per_step // parallel.data
+        sequences = groups * objective.group_size if objective.needs_rewards else groups
+        if objective.updates_per_rollout > sequences:
+            raise UserError(
+                f"stages.{index}.objective.updates_per_rollout: expected at most {sequences}, the sequences of a "
+                f"replica, got {objective.updates_per_rollout}"
+            )

@@ -1,0 +1,63 @@
+"""`summary.json`: one row per evaluated policy, and the report that ends a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aapa.engine.evaluate import Evaluation
+from aapa.engine.metrics import read_metrics
+from aapa.engine.plots import plot_curves
+from aapa.engine.recipe import Recipe
+from aapa.engine.report import write_report
+
+
+class SummaryFile:
+    """The rows of a run's `summary.json`."""
+
+    def __init__(self, directory: Path, rows: list[dict[str, Any]]) -> None:
+        self.path = directory / "summary.json"
+        self.rows = list(rows)
+
+    def add(
+        self, recipe: Recipe, stage: str, result: Evaluation, drift: float, tokens: float, seconds: float
+    ) -> None:
+        """One more row.
+
+        Args:
+            drift: mean log-prob per token of the experts, less that of the run's first evaluated policy.
+            tokens: trained on so far, in the run.
+            seconds: of the run so far.
+        """
+        figures = result.figures
+        self.rows.append(
+            {
+                "name": recipe.name,
+                "stage": stage,
+                "seed": recipe.seed,
+                "split": result.split,
+                "prompts": result.prompts,
+                "pass_rate": figures["pass_rate"],
+                "pass_rate_ci": [figures["pass_rate_low"], figures["pass_rate_high"]],
+                "in_language": figures.get("in_language"),
+                "true_quality": figures.get("true_quality"),
+                "proxy_reward": figures.get("proxy_reward"),
+                "length_ratio": figures["length_ratio"],
+                "distinct_2": figures["distinct_2"],
+                "expert_logprob_drift": drift,
+                "tokens": int(tokens),
+                "seconds": round(seconds, 1),
+            }
+        )
+
+    def write(self) -> None:
+        staging = self.path.with_suffix(".json.staging")
+        staging.write_text(json.dumps(self.rows, indent=1))
+        staging.replace(self.path)
+
+
+def final_report(directory: Path) -> None:
+    """Draw the curves and write the page of a finished run."""
+    plot_curves({directory.name: read_metrics(directory)}, directory / "curves.png")
+    write_report([directory], directory / "report.html")

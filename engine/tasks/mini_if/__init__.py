@@ -1,0 +1,1 @@
+"""mini-IF: procedural instruction following with exact checkers and experts from a stochastic grammar."""

@@ -1,0 +1,274 @@
+"""Runs the stages of a recipe, from the run directory's last checkpoint if there is one."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aapa.engine import checkpoint
+from aapa.engine.console import announce
+from aapa.engine.discriminator_stage import check_unchanged, fit_discriminator
+from aapa.engine.errors import Interrupted, TrainingFault, UserError
+from aapa.engine.evaluate import Evaluation, evaluate
+from aapa.engine.hf_directory import write_directory
+from aapa.engine.metrics import MetricsLog, SampleLog
+from aapa.engine.policy import parallel as groups
+from aapa.engine.policy.optimizer import MOMENTS, AdamSettings
+from aapa.engine.progress import StageProgress
+from aapa.engine.recipe import Recipe
+from aapa.engine.run import Run, StageRun
+from aapa.engine.setup import open_run, open_stage
+from aapa.engine.step import training_step
+from aapa.engine.summary import SummaryFile, final_report
+
+
+def train(recipe: Recipe, output: Path) -> None:
+    """Train every stage of a recipe into the run directory `output`; goes on where an earlier start stopped.
+
+    Raises:
+        UserError: something in the recipe, the data or the directory that the user can put right.
+        Interrupted: SIGTERM arrived; a checkpoint of the last finished step was saved.
+        TrainingFault: a loss, score or gradient was not finite.
+    """
+    torch.set_num_threads(recipe.parallel.threads)
+    parallel = groups.start(recipe.parallel.tensor, recipe.parallel.pipeline, recipe.parallel.timeout_seconds)
+    try:
+        run = open_run(recipe, output, parallel)
+        with _stop_signal() as stop:
+            Trainer(run, stop).train()
+    finally:
+        groups.stop()
+
+
+class StopRequest:
+    """Set by SIGTERM; looked at between steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self, *_: Any) -> None:
+        self.requested = True
+
+
+@contextmanager
+def _stop_signal() -> Iterator[StopRequest]:
+    stop = StopRequest()
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread of an embedding program, which then minds its own signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Trainer:
+    """The loop over stages and steps, and the position in it."""
+
+    def __init__(self, run: Run, stop: StopRequest) -> None:
+        self.run, self.stop = run, stop
+        self.main = run.parallel.is_main
+        self.began = time.monotonic()
+        self.stage_index = self.step = self.global_step = 0
+        self.tokens = self.seconds_before = 0.0
+        self.start_logprob: dict[str, float] = {}
+        self.discriminator_hash: str | None = None
+        self.resumed = self._resume()
+        position = self.resumed.state if self.resumed else {}
+        self.metrics = MetricsLog(run.directory, position.get("metrics")) if self.main else None
+        self.samples = SampleLog(run.directory, position.get("samples")) if self.main else None
+        self.summary = SummaryFile(run.directory, rows=position.get("summary", []))
+
+    def train(self) -> None:
+        """All stages from the current position, then the final policy, the table and the report."""
+        stages = self.run.recipe.stages
+        if self.resumed is None:
+            self._begin()
+        while self.stage_index < len(stages):
+            self._stage(open_stage(self.run, self.stage_index))
+        policy = self.run.policy
+        write_directory(
+            self.run.directory / "final", policy.hf, policy.weights(), self.run.tokenizer, write=self.main
+        )
+        if self.main:
+            assert self.metrics is not None and self.samples is not None
+            self.metrics.close()
+            self.samples.close()
+            final_report(self.run.directory)
+        self.run.parallel.barrier()
+
+    def _begin(self) -> None:
+        """Evaluate a policy that was given; a policy from scratch has nothing to show yet."""
+        self.run.sync_engine()
+        if self.run.recipe.model.source != "scratch":
+            self._evaluate_final(open_stage(self.run, 0), "start")
+
+    def _stage(self, stage: StageRun) -> None:
+        policy, table = self.run.policy, stage.table
+        policy.start_stage(
+            AdamSettings(table.weight_decay, table.clip_grad, table.adam_beta1, table.adam_beta2, table.adam_eps)
+        )
+        if self.step > 0:
+            self._load_optimizer()
+        self.run.sync_engine()
+        self._hold_discriminator(stage)
+        with StageProgress(table.name, table.steps, start_step=self.step, rank=self.run.parallel.rank) as progress:
+            while self.step < table.steps:
+                figures = training_step(self.run, stage, self.step)
+                self._check_finite(figures)
+                self.step += 1
+                self.global_step += 1
+                self.tokens += figures.pop("tokens")
+                self._log("train", table.name, figures)
+                progress.update(self.step, figures)
+                every = self.run.recipe.evaluation.every
+                if every and self.step % every == 0 and self.step < table.steps:
+                    progress.update(self.step, self._evaluate_step(stage))
+                self._maybe_save(table.steps)
+        self._end_stage(stage)
+
+    def _hold_discriminator(self, stage: StageRun) -> None:
+        """Remember the discriminator of the first anchored stage, and refuse another afterwards."""
+        if stage.scorer is None:
+            return
+        if self.discriminator_hash is None:
+            self.discriminator_hash = stage.scorer.discriminator.hash
+        check_unchanged(self.run, self.discriminator_hash)
+
+    def _end_stage(self, stage: StageRun) -> None:
+        """Keep the stage's policy, fit the discriminator if it is due, evaluate, save."""
+        name, policy = stage.table.name, self.run.policy
+        if self.discriminator_hash is not None:
+            check_unchanged(self.run, self.discriminator_hash)
+        write_directory(
+            self.run.directory / "stages" / name, policy.hf, policy.weights(), self.run.tokenizer, write=self.main
+        )
+        self.run.parallel.barrier()
+        settings = self.run.recipe.discriminator
+        if settings is not None and settings.source is None and settings.fit_after == name:
+            fit_discriminator(self.run)
+        self._evaluate_final(stage, name)
+        self.stage_index += 1
+        self.step = 0
+        self._save()
+
+    def _maybe_save(self, steps: int) -> None:
+        stop = self._stop_agreed()
+        every = self.run.recipe.checkpoint.every
+        if stop or (every and self.step % every == 0 and self.step < steps):
+            self._save()
+        if stop:
+            raise Interrupted(f"saved step {self.global_step}; start the same command again to go on")
+
+    def _stop_agreed(self) -> bool:
+        """Whether any rank was asked to stop: all stop after the same step."""
+        if torch.distributed.get_world_size() == 1:
+            return self.stop.requested
+        flag = torch.tensor(int(self.stop.requested), device=self.run.parallel.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _check_finite(self, figures: dict[str, Any]) -> None:
+        loss = figures["loss/total"]
+        if not math.isfinite(loss):
+            raise TrainingFault(f"loss/total: expected a finite number at step {self.step}, got {loss}")
+
+    def _log(self, kind: Any, stage: str, figures: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(kind, stage, self.step, self.global_step, figures)
+
+    def _evaluate_step(self, stage: StageRun) -> dict[str, float]:
+        settings = self.run.recipe.evaluation
+        data = self.run.evaluation_data(settings.split, settings.prompts)
+        result = evaluate(self.run, data, settings.split, stage.scorer, stage.table.name, self.step)
+        return self._log_evaluation(stage.table.name, result)
+
+    def _evaluate_final(self, stage: StageRun, name: str) -> None:
+        """Evaluate on the final split and add a row to the summary."""
+        settings = self.run.recipe.evaluation
+        split = settings.final_split
+        data = self.run.evaluation_data(split, settings.final_prompts)
+        result = evaluate(self.run, data, split, stage.scorer, name, self.step)
+        self._log_evaluation(name, result)
+        logprob = result.figures["expert_logprob"]
+        self.start_logprob.setdefault(split, logprob)
+        seconds = self.seconds_before + time.monotonic() - self.began
+        self.summary.add(self.run.recipe, name, result, logprob - self.start_logprob[split], self.tokens, seconds)
+        if self.main:
+            self.summary.write()
+            announce(self.summary.rows[-1])
+
+    def _log_evaluation(self, stage: str, result: Evaluation) -> dict[str, float]:
+        figures = {f"eval/{name}": value for name, value in result.figures.items()}
+        self._log("eval", stage, {**figures, "split": result.split})
+        if self.samples is not None:
+            for sample in result.samples:
+                self.samples.write(sample)
+        return figures
+
+    def _save(self) -> None:
+        """A checkpoint of the current position; a collective."""
+        policy = self.run.policy
+        tensors: dict[str, Any] = {"weights": policy.weights()}
+        if self.step > 0:
+            tensors |= {name: policy.moments(name) for name in MOMENTS}
+        state = {
+            "recipe": self.run.recipe.table(),
+            "stage_index": self.stage_index,
+            "step": self.step,
+            "global_step": self.global_step,
+            "optimizer_steps": policy.optimizer.steps if policy.optimizer else 0,
+            "tokens": self.tokens,
+            "seconds": self.seconds_before + time.monotonic() - self.began,
+            "start_logprob": self.start_logprob,
+            "discriminator": self.discriminator_hash,
+            "metrics": self.metrics.position() if self.metrics else None,
+            "samples": self.samples.position() if self.samples else None,
+            "summary": self.summary.rows,
+        }
+        checkpoint.save(
+            self.run.directory / "checkpoints",
+            self.global_step,
+            state,
+            tensors,
+            self.run.recipe.checkpoint.keep,
+            write=self.main,
+        )
+        self.run.parallel.barrier()
+
+    def _resume(self) -> checkpoint.Checkpoint | None:
+        """Go to the position of the newest valid checkpoint, with its weights."""
+        found, refused = checkpoint.latest(self.run.directory / "checkpoints")
+        if self.main:
+            for line in refused:
+                announce(f"checkpoint refused: {line}")
+        if found is None:
+            return None
+        stored = Recipe.model_validate(found.state["recipe"])
+        problems = self.run.recipe.resume_problems(stored)
+        if problems:
+            raise UserError("\n".join([*problems, f"{self.run.directory}: choose another --output for another recipe"]))
+        state = found.state
+        self.stage_index, self.step, self.global_step = state["stage_index"], state["step"], state["global_step"]
+        self.tokens, self.seconds_before = state["tokens"], state["seconds"]
+        self.start_logprob = dict(state["start_logprob"])
+        self.discriminator_hash = state["discriminator"]
+        self.run.policy.load_weights(found.tensors("weights"), source=str(found.path))
+        if self.main:
+            announce(f"going on from {found.path}")
+        return found
+
+    def _load_optimizer(self) -> None:
+        assert self.resumed is not None and self.run.policy.optimizer is not None
+        for name in MOMENTS:
+            self.run.policy.load_moments(name, self.resumed.tensors(name), source=str(self.resumed.path))
+        self.run.policy.optimizer.set_steps(self.resumed.state["optimizer_steps"])

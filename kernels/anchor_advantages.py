@@ -1,0 +1,103 @@
+"""Group-relative advantages and centred anchor scores of packed response tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from aapa.kernels.dispatch import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def anchor_advantages(
+    score_S: Tensor,
+    reward_N: Tensor,
+    cu_sents: Tensor,
+    cu_seqlens: Tensor,
+    group_N: Tensor,
+    *,
+    mean: float,
+    std: float,
+    clip: float = 3.0,
+    aggregation: Literal["dapo", "grpo", "dr_grpo"] = "dapo",
+    scale: Literal["group", "batch", "none"] = "group",
+    credit: Literal["sentence", "return"] = "sentence",
+    discount: float = 1.0,
+    anchored_N: Tensor | None = None,
+    eps: float = 1e-4,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The two advantages of every response token; neither carries a gradient.
+
+    A_i = (r_i - mean_g) / (std_g + eps), the standard deviation Bessel-corrected.
+    a_k = clip((s_k - mean) / std, -c, c)                                                              (3.1)
+    B_t = a_{k(t)} - b_i, b_i the mean of a over the other anchored rollouts of the group: over their tokens
+    ("dapo", "dr_grpo") or over their token means ("grpo"), as the loss aggregates.                    (3.2)
+    With credit "return": B_t = sum_{k >= k(t)} discount^(k - k(t)) (a_k - b_i), over the response's
+    sentences.
+
+    Args:
+        score_S: [S] float, discriminator score of each sentence.
+        reward_N: [N] float, one a response. NaN masks a response: it is left out of the group's mean and
+            standard deviation, and its advantage is 0.
+        cu_sents: [S + 1] integer offsets that tile [0, T) and refine `cu_seqlens`.
+        cu_seqlens: [N + 1] integer offsets of the responses, T response tokens in all (no prompts).
+        group_N: [N] int64 group of each response, in any order.
+        mean, std: calibration of the discriminator, mu_off and sigma_off.
+        clip: c, in standard deviations.
+        aggregation: of the loss that the anchor term is added to.
+        scale: standard deviation to divide by: the group's, the whole batch's, or none. A single reward gives
+            0.
+        credit, discount: see above.
+        anchored_N: [N] bool, responses that have an anchor; None means all. Without it, or without tokens, a
+            response has B = 0 and is left out of b. A response with no other anchored response in its group
+            has b = 0.
+        eps: added to the standard deviation.
+        backend: "auto" | "reference".
+
+    Returns:
+        (advantage_T, anchor_advantage_T): [T], float32, or float64 for float64 scores.
+
+    Raises:
+        ValueError: shapes that do not belong together, offsets that do not tile, an option that does not
+            exist.
+    """
+    options = {
+        "aggregation": (aggregation, ("dapo", "grpo", "dr_grpo")),
+        "scale": (scale, ("group", "batch", "none")),
+        "credit": (credit, ("sentence", "return")),
+    }
+    for name, (value, allowed) in options.items():
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    for name, number in (("std", std), ("clip", clip)):
+        if not number > 0:
+            raise ValueError(f"{name}: expected a positive number, got {number}")
+    responses, sentences = cu_seqlens.shape[0] - 1, cu_sents.shape[0] - 1
+    if anchored_N is not None and tuple(anchored_N.shape) != (responses,):
+        raise ValueError(f"anchored_N: expected shape ({responses},), got {tuple(anchored_N.shape)}")
+    shapes = {
+        "score_S": (score_S, sentences),
+        "reward_N": (reward_N, responses),
+        "group_N": (group_N, responses),
+    }
+    for name, (tensor, length) in shapes.items():
+        if tuple(tensor.shape) != (length,):
+            raise ValueError(f"{name}: expected shape ({length},), got {tuple(tensor.shape)}")
+    return resolve("anchor_advantages", backend).anchor_advantages(
+        score_S,
+        reward_N,
+        cu_sents,
+        cu_seqlens,
+        group_N,
+        mean=mean,
+        std=std,
+        clip=clip,
+        aggregation=aggregation,
+        scale=scale,
+        credit=credit,
+        discount=discount,
+        anchored_N=anchored_N,
+        eps=eps,
+    )

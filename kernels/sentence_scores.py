@@ -1,0 +1,53 @@
+"""Scores of sentences against the expert sentences of their prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aapa.kernels.dispatch import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aapa.kernels.sentence_types import SentenceHead
+
+
+def sentence_scores(
+    sentence_SD: Tensor,
+    cu_group: Tensor,
+    expert_ED: Tensor,
+    cu_expert: Tensor,
+    head: SentenceHead,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Score of each sentence by soft alignment with its group's expert sentences.
+
+    alpha_kj = softmax_j(<Pu_k, Pe_j> / tau),  m_k = sum_j alpha_kj Pe_j,
+    s_k = MLP([Pu_k ; m_k ; Pu_k - m_k ; Pu_k * m_k]), one hidden layer with exact GELU.             (2.1)
+
+    Args:
+        sentence_SD: [S, D] float, mean hidden state of each sentence, sorted by group (a group is a prompt).
+        cu_group: [G + 1] integer offsets: group g owns the sentences [cu_group[g], cu_group[g + 1]).
+        expert_ED: [E, D], the expert sentences, sorted by group.
+        cu_expert: [G + 1] integer offsets into `expert_ED`.
+        head: weights; they are brought to the dtype of the computation.
+        backend: "auto" | "reference".
+
+    Returns:
+        score_S: [S] float32, or float64 for float64 inputs. 0 where a group has no expert sentence; the
+            caller masks
+        those. A score depends on its own group alone. The reference is differentiable in all inputs.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    hidden = head.projection_RD.shape[1]
+    for name, value in (("sentence_SD", sentence_SD), ("expert_ED", expert_ED)):
+        if value.dim() != 2 or value.shape[1] != hidden:
+            raise ValueError(f"{name}: expected shape [*, {hidden}], got {tuple(value.shape)}")
+    if cu_group.shape != cu_expert.shape or cu_group.dim() != 1 or not cu_group.shape[0]:
+        raise ValueError(f"cu_expert: expected shape {tuple(cu_group.shape)}, got {tuple(cu_expert.shape)}")
+    return resolve("sentence_scores", backend).sentence_scores(
+        sentence_SD, cu_group, expert_ED, cu_expert, head
+    )
