@@ -78,8 +78,7 @@ def _is_bad_input(error: Exception) -> bool:
     if isinstance(error, UserError):
         return True
     return (
-        type(error) is ValueError
-        and re.match(r"[\w.\[\]-]+: expected .*, got ", str(error), re.DOTALL) is not None
+        type(error) is ValueError and re.search(r"\S: expected .+, got ", str(error), re.DOTALL) is not None
     )
 
 

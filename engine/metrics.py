@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from aapa.engine.errors import UserError
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -28,7 +30,7 @@ class JsonLines:
         resume_at: bytes to keep, from `position()` of the log that is continued; None begins an empty file.
 
     Raises:
-        ValueError: the file is shorter than the offset, or the offset is not the end of a line.
+        UserError: the file is shorter than the offset, or the offset is not the end of a line.
     """
 
     def __init__(self, path: Path, resume_at: int | None) -> None:
@@ -89,7 +91,7 @@ class MetricsLog(JsonLines):
         tensorboard: also write event files.
 
     Raises:
-        ValueError: the log on disk does not reach to `resume_at`.
+        UserError: the log on disk does not reach to `resume_at`.
     """
 
     def __init__(self, run_dir: Path, resume_at: int | None = None, *, tensorboard: bool = True) -> None:
@@ -173,7 +175,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Rows of `metrics.jsonl` in order, null read as NaN; a torn last line is left out.
 
     Raises:
-        ValueError: the file is missing, or a line is not a row; the message names file and line.
+        UserError: the file is missing, or a line is not a row; the message names file and line.
     """
     rows = []
     for where, row in _read_json_lines(run_dir / METRICS_FILE):
@@ -186,7 +188,7 @@ def read_samples(run_dir: Path) -> list[Sample]:
     """Samples of `samples.jsonl` in order; a torn last line is left out.
 
     Raises:
-        ValueError: the file is missing, or a line is not a sample; the message names file and line.
+        UserError: the file is missing, or a line is not a sample; the message names file and line.
     """
     samples = []
     for where, row in _read_json_lines(run_dir / SAMPLES_FILE):
@@ -195,7 +197,7 @@ def read_samples(run_dir: Path) -> list[Sample]:
             sentences = tuple(ScoredSentence(**sentence) for sentence in row.pop("sentences", None) or ())
             samples.append(Sample(**row, sentences=sentences))
         except TypeError as error:
-            raise ValueError(f"{where}: expected the fields of a sample, got {error}") from error
+            raise UserError(f"{where}: expected the fields of a sample, got {error}") from error
     return samples
 
 
@@ -215,11 +217,11 @@ def histogram_counts(values: Iterable[float], limit: float = 3.0, bins: int = 24
 def _check_offset(path: Path, offset: int) -> None:
     size = path.stat().st_size if path.exists() else 0
     if size < offset:
-        raise ValueError(f"{path}: expected at least the {offset} bytes the checkpoint has seen, got {size}")
+        raise UserError(f"{path}: expected at least the {offset} bytes the checkpoint has seen, got {size}")
     with path.open("rb") as file:
         file.seek(offset - 1)
         if file.read(1) != b"\n":
-            raise ValueError(f"{path}: expected the end of a line at byte {offset}, got the middle of one")
+            raise UserError(f"{path}: expected the end of a line at byte {offset}, got the middle of one")
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -290,7 +292,7 @@ def _show_histogram(
 def _read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(file:line, object) of every line; only the last may be torn, and only if it lacks its line end."""
     if not path.is_file():
-        raise ValueError(f"{path}: expected a file, got none")
+        raise UserError(f"{path}: expected a file, got none")
     # Split as bytes: a text may hold other line separators, which str.splitlines would take for line ends.
     *whole, rest = path.read_bytes().split(b"\n")
     rows = []
@@ -305,11 +307,11 @@ def _read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
         except (ValueError, TypeError) as error:
             if torn:
                 continue
-            raise ValueError(f"{path}:{number}: expected a JSON object, {error}") from error
+            raise UserError(f"{path}:{number}: expected a JSON object, {error}") from error
         rows.append((f"{path}:{number}", row))
     return rows
 
 
 def _check_keys(where: str, row: Mapping[str, Any], keys: Sequence[str]) -> None:
     if missing := [key for key in keys if key not in row]:
-        raise ValueError(f"{where}: expected the key {missing[0]!r}, got {', '.join(row) or 'no key'}")
+        raise UserError(f"{where}: expected the key {missing[0]!r}, got {', '.join(row) or 'no key'}")

@@ -32,7 +32,7 @@ PANELS = (
     Panel("Anchor score, mean", "anchor/mean"),
     Panel("Entropy (nats per token)", "policy/entropy"),
     Panel("Response length (tokens)", "response/length"),
-    Panel("KL to the reference", "policy/kl"),
+    Panel("KL divergence (nats per token)", "policy/kl"),
     Panel("Probability ratio ρ, mean", "policy/ratio"),
     Panel("Share of tokens clipped", "policy/clip_fraction"),
     Panel("Gradient norm", "optim/grad_norm"),
@@ -49,7 +49,9 @@ _INK = {
     "light": ("#ffffff", "#1b1e24", "#6b7280", "#e3e6ea"),
     "dark": ("#171a21", "#e6e8ec", "#9aa3b2", "#2c323d"),
 }
-_DOT: dict[str, Any] = {"marker": "o", "markersize": 3.5}
+# Marker of the points of a split, and the same as a character.
+_SPLITS = {"dev": ("o", "●"), "test": ("s", "■"), "held_out": ("^", "▲"), "": ("o", "●")}
+_OTHER_SPLIT = ("D", "◆")
 _COLUMNS = 3
 _DPI = 130
 _SMOOTH_FROM = 40  # points; below, the points themselves are the curve
@@ -66,7 +68,8 @@ def plot_curves(runs: Mapping[str, Rows], path: Path, *, theme: Theme = "light")
     """Draw the curves of all runs over each other, one panel a figure, with stage boundaries.
 
     Long curves are drawn twice: thin as logged, thick as a running mean within the stage. The pass rate
-    carries its interval ("eval/pass_rate_ci", else Wilson's from "eval/prompts").
+    carries its interval ("eval/pass_rate_low" and "_high", else Wilson's from "eval/prompts"), and each
+    "split" has its own line.
 
     Args:
         runs: name to rows of metrics.jsonl, in the order of the legend.
@@ -112,31 +115,37 @@ def plot_seeds(arms: Mapping[str, Sequence[Rows]], path: Path, *, theme: Theme =
 
 @dataclass(frozen=True)
 class _Point:
+    """A value at a step; `part` is the line it belongs to: its stage, or the split of an evaluation."""
+
     step: int
     value: float
-    stage: str
+    part: str
     low: float = math.nan
     high: float = math.nan
 
 
 def _points(rows: Rows, panel: Panel) -> list[_Point]:
-    """The finite values of one metric in the order of steps; of a step logged twice the last counts."""
-    points: dict[int, _Point] = {}
+    """The finite values of one metric, part by part; of a step logged twice the last counts."""
+    points: dict[tuple[str, int], _Point] = {}
     for row in rows:
         value = row.get(panel.key)
         if row.get("kind") != panel.kind or not isinstance(value, int | float) or not math.isfinite(value):
             continue
-        low, high = _bounds(row, panel.key, value)
-        points[row["global_step"]] = _Point(row["global_step"], value, row["stage"], low, high)
-    return [points[step] for step in sorted(points)]
+        step = row["global_step"]
+        # Stages follow each other, splits are evaluated side by side.
+        split = str(row.get("split", "")) if panel.kind == "eval" else ""
+        part = row["stage"] if panel.kind == "train" else split
+        points[split, step] = _Point(step, value, part, *_bounds(row, panel.key, value))
+    return [points[place] for place in sorted(points)]
 
 
 def _bounds(row: Mapping[str, Any], key: str, value: float) -> tuple[float, float]:
+    """The interval of a pass rate as logged, else by Wilson from the number of prompts, else NaN."""
     if key != "eval/pass_rate":
         return math.nan, math.nan
-    stated = row.get("eval/pass_rate_ci")
-    if isinstance(stated, list) and len(stated) == 2 and None not in stated:
-        return stated[0], stated[1]
+    low, high = row.get("eval/pass_rate_low"), row.get("eval/pass_rate_high")
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        return low, high
     prompts = row.get("eval/prompts")
     if isinstance(prompts, int | float) and prompts >= 1 and 0 <= value <= 1:
         return wilson_interval(round(value * prompts), round(prompts))
@@ -145,68 +154,59 @@ def _bounds(row: Mapping[str, Any], key: str, value: float) -> tuple[float, floa
 
 def _draw_run(axis: Axes, rows: Rows, panel: Panel, colour: str, dash: str) -> None:
     points = _points(rows, panel)
-    if panel.kind == "eval":
-        steps = [point.step for point in points]
-        axis.plot(steps, [point.value for point in points], dash, color=colour, lw=1.7, **_DOT)
-        bounded = [point for point in points if math.isfinite(point.low + point.high)]
-        axis.vlines(
-            [point.step for point in bounded],
-            [point.low for point in bounded],
-            [point.high for point in bounded],
-            color=colour,
-            alpha=0.55,
-            lw=1.2,
-        )
-        return
-    smooth = _smoothed(points)
-    for stage in _by_stage(smooth):
-        steps = [point.step for point in stage]
-        axis.plot(steps, [point.value for point in stage], dash, color=colour, lw=1.7, **_lone(stage))
+    smooth = points if panel.kind == "eval" else _smoothed(points)
+    for part in _parts(smooth):
+        steps = [point.step for point in part]
+        axis.plot(steps, [point.value for point in part], dash, color=colour, lw=1.7, **_marker(part, panel))
+    bounded = [point for point in points if math.isfinite(point.low + point.high)]
+    if bounded:
+        where, low, high = zip(*((point.step, point.low, point.high) for point in bounded), strict=True)
+        axis.vlines(where, low, high, color=colour, alpha=0.55, lw=1.2)
     if smooth != points:
-        for stage in _by_stage(points):
-            axis.plot([p.step for p in stage], [p.value for p in stage], color=colour, lw=0.7, alpha=0.3)
+        for part in _parts(points):
+            axis.plot([p.step for p in part], [p.value for p in part], color=colour, lw=0.7, alpha=0.3)
 
 
 def _draw_arm(axis: Axes, arm: Sequence[Rows], panel: Panel, colour: str, dash: str) -> None:
     seeds = [points for rows in arm if (points := _points(rows, panel))]
     if not seeds:
         return
-    # Evaluations are few and measure one thing throughout: their line runs on from stage to stage.
-    parts = _by_stage if panel.kind == "train" else lambda points: [points]
     if panel.kind == "train":
         seeds = [_smoothed(points) for points in seeds]
     for points in seeds:
-        for stage in parts(points):
-            axis.plot([p.step for p in stage], [p.value for p in stage], color=colour, lw=0.7, alpha=0.35)
-    values = [{point.step: point.value for point in points} for points in seeds]
-    shared = [point for point in seeds[0] if all(point.step in of_seed for of_seed in values)]
-    for stage in filter(None, parts(shared)):
-        steps = [point.step for point in stage]
-        estimates = [mean_interval([of_seed[step] for of_seed in values]) for step in steps]
+        for part in _parts(points):
+            axis.plot([p.step for p in part], [p.value for p in part], color=colour, lw=0.7, alpha=0.35)
+    values = [{(point.part, point.step): point.value for point in points} for points in seeds]
+    shared = [point for point in seeds[0] if all((point.part, point.step) in seed for seed in values)]
+    for part in _parts(shared):
+        steps = [point.step for point in part]
+        estimates = [mean_interval([seed[point.part, point.step] for seed in values]) for point in part]
         means, low, high = zip(*estimates, strict=True)
-        axis.plot(steps, means, dash, color=colour, lw=2.0, **_lone(stage))
+        axis.plot(steps, means, dash, color=colour, lw=2.0, **_marker(part, panel))
         if len(values) > 1:
             axis.fill_between(steps, low, high, color=colour, alpha=0.16, lw=0)
 
 
-def _lone(stage: Sequence[_Point]) -> dict[str, Any]:
-    """A stage of one point needs a marker: a line through one point is invisible."""
-    return _DOT if len(stage) == 1 else {}
+def _marker(part: Sequence[_Point], panel: Panel) -> dict[str, Any]:
+    """Evaluations are points, told apart by split; a line through one point alone is invisible."""
+    if panel.kind == "eval":
+        return {"marker": _SPLITS.get(part[0].part, _OTHER_SPLIT)[0], "markersize": 3.5}
+    return {"marker": "o", "markersize": 3.5} if len(part) == 1 else {}
 
 
-def _by_stage(points: Sequence[_Point]) -> list[list[_Point]]:
-    stages: list[list[_Point]] = []
+def _parts(points: Sequence[_Point]) -> list[list[_Point]]:
+    parts: list[list[_Point]] = []
     for point in points:
-        if not stages or stages[-1][-1].stage != point.stage:
-            stages.append([])
-        stages[-1].append(point)
-    return stages
+        if not parts or parts[-1][-1].part != point.part:
+            parts.append([])
+        parts[-1].append(point)
+    return parts
 
 
 def _smoothed(points: list[_Point]) -> list[_Point]:
     """Centred running mean over about a twentieth of the stage; it never mixes two stages."""
     smooth = []
-    for stage in _by_stage(points):
+    for stage in _parts(points):
         half = len(stage) // 40 if len(stage) >= _SMOOTH_FROM else 0
         sums = [0.0]
         for point in stage:
@@ -284,14 +284,14 @@ def _finish(axis: Axes, panel: Panel, everything: Sequence[Rows], theme: Theme) 
     from matplotlib.ticker import MaxNLocator
 
     _, ink, faint, _ = _INK[theme]
-    axis.set_title(panel.title, fontsize=10.5, color=ink, loc="left", pad=14)
     axis.set_xlabel("step", fontsize=8.5, color=faint, labelpad=1)
     points = [point for rows in everything for point in _points(rows, panel)]
+    axis.set_title(_title(panel, points), fontsize=10.5, color=ink, loc="left", pad=14, parse_math=False)
     low, high, logarithmic = _limits(points, panel)
     if logarithmic:
         axis.set_yscale("log")
     axis.set_ylim(low, high)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     # Each panel spans the steps it has: a short last stage would be a sliver of the whole run.
     first, last = min(point.step for point in points), max(point.step for point in points)
     pad = 0.02 * (last - first) or 0.5
@@ -299,12 +299,19 @@ def _finish(axis: Axes, panel: Panel, everything: Sequence[Rows], theme: Theme) 
     starts = _stage_starts(everything)
     begun = max((step for step in starts if step <= first), default=first)
     inside = [step for step in starts if step == begun or first < step <= last]
-    for step, following in zip(inside, [*inside[1:], math.inf], strict=True):
+    for step, following in zip(inside, [*inside, math.inf][1:], strict=True):
         if step > first:
             axis.axvline(step, color=faint, lw=0.9, ls=(0, (2, 3)))
         # A letter takes about a fiftieth of the panel; a name that would run into the next is left out.
         if following - max(step, first) > 0.02 * len(starts[step]) * (last - first):
             _name_stage(axis, max(step, first), starts[step], faint)
+
+
+def _title(panel: Panel, points: Sequence[_Point]) -> str:
+    splits = sorted({point.part for point in points}) if panel.kind == "eval" else []
+    if len(splits) < 2:
+        return panel.title
+    return panel.title + "  " + "  ".join(f"{_SPLITS.get(name, _OTHER_SPLIT)[1]} {name}" for name in splits)
 
 
 def _limits(points: Sequence[_Point], panel: Panel) -> tuple[float, float, bool]:

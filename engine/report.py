@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aapa.engine.errors import UserError
 from aapa.engine.metrics import METRICS_FILE, SAMPLES_FILE, Sample, read_metrics, read_samples
 from aapa.engine.statistics import Estimate, mean_interval, paired_difference
 
@@ -234,14 +235,14 @@ def load_runs(run_dirs: Sequence[Path]) -> list[Run]:
     """Read run directories, each under the shortest name that tells it from the others.
 
     Raises:
-        ValueError: a directory is missing, holds nothing of a run, is given twice, or has a damaged file.
+        UserError: a directory is missing, holds nothing of a run, is given twice, or has a damaged file.
     """
     if not run_dirs:
-        raise ValueError("run_dirs: expected at least one run directory, got none")
+        raise UserError("run_dirs: expected at least one run directory, got none")
     places = [Path(run_dir).resolve() for run_dir in run_dirs]
     for place, times in Counter(places).items():
         if times > 1:
-            raise ValueError(f"{place}: expected different run directories, got this one {times} times")
+            raise UserError(f"{place}: expected different run directories, got this one {times} times")
     return [_load_run(place, name) for place, name in zip(places, _short_names(places), strict=True)]
 
 
@@ -256,7 +257,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
         path of the page.
 
     Raises:
-        ValueError: no run, a directory without one, or a damaged file; the message names it.
+        UserError: no run, a directory without one, or a damaged file; the message names it.
     """
     # Imported here: the page is built from this module's tables.
     from aapa.engine.report_page import render_page
@@ -291,11 +292,11 @@ def arms_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _load_run(directory: Path, name: str) -> Run:
     if not directory.is_dir():
         found = "a file" if directory.exists() else "nothing"
-        raise ValueError(f"{directory}: expected a run directory, got {found}")
+        raise UserError(f"{directory}: expected a run directory, got {found}")
     parts = (SUMMARY_FILE, METRICS_FILE, SAMPLES_FILE, RECIPE_FILE)
     here = [part for part in parts if (directory / part).is_file()]
     if not here:
-        raise ValueError(f"{directory}: expected a run directory with {', '.join(parts)}, got none of them")
+        raise UserError(f"{directory}: expected a run directory with {', '.join(parts)}, got none of them")
     return Run(
         name=name,
         directory=directory,
@@ -311,13 +312,13 @@ def _read_summary(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, {error}") from error
+        raise UserError(f"{path}: expected JSON, {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path}: expected a list of objects, got {type(rows).__name__}")
+        raise UserError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     try:
         lay_out(rows)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     return rows
 
 
@@ -325,7 +326,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: expected TOML, {error}") from error
+        raise UserError(f"{path}: expected TOML, {error}") from error
 
 
 def _short_names(places: Sequence[Path]) -> list[str]:

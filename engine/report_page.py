@@ -267,14 +267,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _phase_times(runs: Sequence[Run]) -> str:
-    sums: dict[tuple[str, str], dict[str, float]] = {}
-    for run in runs:
-        for row in run.metrics:
-            for key, value in row.items():
-                if key.startswith("time/") and isinstance(value, int | float) and math.isfinite(value):
-                    of_stage = sums.setdefault((run.name, row["stage"]), {})
-                    phase = key.removeprefix("time/")
-                    of_stage[phase] = of_stage.get(phase, 0.0) + value
+    sums = {(run.name, stage): phases for run in runs for stage, phases in _phase_sums(run).items()}
     if not sums:
         return _notice("No phase times have been logged.")
     named = list(dict.fromkeys([*_PHASES, *(phase for phases in sums.values() for phase in phases)]))
@@ -293,6 +286,21 @@ def _phase_times(runs: Sequence[Run]) -> str:
         body.append(lead + [_share(of_stage.get(phase), of_stage) for phase in phases])
     table = _table(heads + [("n", phase, "") for phase in phases], body)
     return f'<p class="legend">{legend}</p>{table}'
+
+
+def _phase_sums(run: Run) -> dict[str, dict[str, float]]:
+    """Stage → phase → seconds; what of "time/step" is in no phase goes by the name "other"."""
+    sums: dict[str, dict[str, float]] = {}
+    for row in run.metrics:
+        for key, value in row.items():
+            if key.startswith("time/") and isinstance(value, int | float) and math.isfinite(value):
+                phases = sums.setdefault(row["stage"], {})
+                phase = key.removeprefix("time/")
+                phases[phase] = phases.get(phase, 0.0) + value
+    for phases in sums.values():
+        if "step" in phases:
+            phases["other"] = max(phases.pop("step") - sum(phases.values()), 0.0)
+    return sums
 
 
 def _share(seconds: float | None, phases: Mapping[str, float]) -> str:

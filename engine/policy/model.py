@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -108,7 +114,7 @@ def build_model(
 ) -> PolicyModel:
     """This rank's shard of the model, uninitialised. `layers` keeps the first layers only, for a trunk."""
     config = transformer_config(hf, parallel, dtype, layers)
-    return PolicyModel(
+    model = PolicyModel(
         config,
         block_spec(config, final_norm),
         vocab_size=padded_vocabulary(hf.vocab_size, parallel.tensor),
@@ -120,3 +126,20 @@ def build_model(
         position_embedding_type="rope",
         rotary_base=hf.rope_parameters["rope_theta"],
     )
+    _mark_shards(model)
+    return model
+
+
+def _mark_shards(model: PolicyModel) -> None:
+    """Mark weights that are split over tensor-parallel ranks, as Megatron does while it initialises them.
+
+    Without the marks every rank but the first would leave its shards out of the gradient norm.
+    """
+    split_along = {ColumnParallelLinear: 0, RowParallelLinear: 1, VocabParallelEmbedding: 0}
+    for module in model.modules():
+        dimension = split_along.get(type(module))
+        if dimension is not None and module.weight is not None:
+            for name in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+                if hasattr(module.weight, name):
+                    delattr(module.weight, name)
+            set_tensor_model_parallel_attributes(module.weight, True, dimension, 1)

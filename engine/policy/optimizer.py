@@ -78,6 +78,8 @@ class Adam:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
+        # prepare_grads let .grad point at main_grad; the next backward pass would accumulate into it twice.
+        self._optimizer.zero_grad()
         self.steps += 1
         return norm
 

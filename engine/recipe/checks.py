@@ -20,8 +20,6 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
     problems = (
         _model_problems(recipe) if recipe.model.source == "scratch" else _no_shape_problems(recipe.model)
     )
-    if recipe.parallel.sequence and recipe.parallel.tensor == 1:
-        problems.append(at("parallel.sequence", "expected false where parallel.tensor is 1, got true"))
     names = Counter(stage.name for stage in recipe.stages)
     for index, stage in enumerate(recipe.stages):
         if names[stage.name] > 1:
@@ -61,8 +59,6 @@ def anchored(stage: StageTable) -> bool:
 def _dotted_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if ":" in recipe.data.task:
         yield "data.task", recipe.data.task
-    if ":" in recipe.rollout.engine:
-        yield "rollout.engine", recipe.rollout.engine
     for index, stage in enumerate(recipe.stages):
         for number, reward in enumerate(stage.rewards):
             yield f"stages.{index}.rewards.{number}.function", reward.function
@@ -143,9 +139,24 @@ def _discriminator_problems(recipe: Recipe) -> list[Problem]:
         return [] if table.fit_after is None else [at("discriminator.fit_after", text)]
     earlier = [stage.name for stage in stages[:first]]
     if table.fit_after in earlier:
-        return []
+        return _granularity_problems(recipe)
     wanted = f"a stage before the first anchored one ({', '.join(earlier) or 'there is none'})"
     return [at("discriminator.fit_after", f"expected {wanted}, got {got}")]
+
+
+def _granularity_problems(recipe: Recipe) -> list[Problem]:
+    """The discriminator is fitted on one kind of span, which all anchored stages share."""
+    found = [
+        (i, stage.objective.anchor.granularity) for i, stage in enumerate(recipe.stages) if anchored(stage)
+    ]
+    return [
+        at(
+            f"stages.{i}.objective.anchor.granularity",
+            f"expected {found[0][1]!r} as in earlier stages, got {kind!r}",
+        )
+        for i, kind in found
+        if kind != found[0][1]
+    ]
 
 
 def _config_file(directory: str) -> Path:

@@ -77,12 +77,12 @@ def shipped_recipes() -> list[str]:
 def _find(path: str | Path) -> Path:
     file = Path(path)
     shipped = SHIPPED / f"{path}.toml"
-    if not file.exists() and file.name == str(path) and shipped.is_file():
+    if file.is_file():
+        return file
+    if file.name == str(path) and shipped.is_file():
         return shipped
-    if not file.is_file():
-        names = ", ".join(shipped_recipes())
-        raise RecipeError(f"recipe: expected a TOML file or one of {names}, got {str(path)!r}")
-    return file
+    names = ", ".join(shipped_recipes())
+    raise RecipeError(f"recipe: expected a TOML file or one of {names}, got {str(path)!r}")
 
 
 def _not_finite(value: Any, path: report.Path = ()) -> list[Problem]:

@@ -20,8 +20,9 @@ from pydantic import (
 
 from aapa.engine.recipe.checks import consistency_problems
 from aapa.engine.recipe.objective import dump_objective, parse_objective
-from aapa.engine.recipe.problems import dotted
+from aapa.engine.recipe.problems import dotted, suggestion
 from aapa.engine.recipe.toml_text import toml_text
+from aapa.engine.tasks import TASKS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -33,16 +34,16 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _named_or_dotted(*names: str) -> AfterValidator:
-    """One of the names, or the dotted path of something of the user's own."""
+def _dotted(value: str) -> str:
+    if re.fullmatch(r"[^:\s]+:[^:\s]+", value):
+        return value
+    raise ValueError(f"expected 'package.module:name', got {value!r}")
 
-    def check(value: str) -> str:
-        if value in names or re.fullmatch(r"[^:\s]+:[^:\s]+", value):
-            return value
-        wanted = "".join(f"{name!r}, " for name in names)
-        raise ValueError(f"expected {wanted}{'or ' if names else ''}'package.module:name', got {value!r}")
 
-    return AfterValidator(check)
+def _task(value: str) -> str:
+    if value in TASKS or re.fullmatch(r"[^:\s]+:[^:\s]+", value):
+        return value
+    raise ValueError(f"expected {suggestion(value, TASKS)}, or 'package.module:Class', got {value!r}")
 
 
 Objective = Annotated[Any, PlainValidator(parse_objective), PlainSerializer(dump_objective)]
@@ -70,8 +71,8 @@ class ModelTable(Table):
 
     source: Text = "scratch"
     """"scratch", or a Hugging Face checkpoint directory, whose config.json then decides the shape below."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of parameters and activations; gradients are accumulated in float32 or wider."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type of parameters, activations and gradients."""
     hidden_size: Count = 160
     """Width of the residual stream."""
     intermediate_size: Count = 448
@@ -102,7 +103,7 @@ class ModelTable(Table):
 class DataTable(Table):
     """Prompts, expert responses and the truth they are judged by."""
 
-    task: Annotated[str, _named_or_dotted("mini-if")] = "mini-if"
+    task: Annotated[str, AfterValidator(_task)] = "mini-if"
     """"mini-if", or a task class of one's own as "package.module:Class"."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the task class."""
@@ -115,8 +116,6 @@ class ParallelTable(Table):
     """Tensor-parallel ranks; divides heads, key/value heads and intermediate_size."""
     pipeline: Count = Field(1, json_schema_extra=CHANGEABLE)
     """Pipeline stages; divides num_layers."""
-    sequence: bool = Field(False, json_schema_extra=CHANGEABLE)
-    """Sequence parallelism: spreads activations between layers over the tensor-parallel ranks."""
     micro_batch_tokens: Count = Field(8192, json_schema_extra=CHANGEABLE)
     """The memory knob: most tokens of one forward and backward pass. Does not change the loss."""
     timeout_seconds: Count = Field(600, json_schema_extra=CHANGEABLE)
@@ -128,8 +127,8 @@ class ParallelTable(Table):
 class RolloutTable(Table):
     """How responses are sampled from the policy."""
 
-    engine: Annotated[str, _named_or_dotted("auto", "transformers")] = "auto"
-    """"auto", "transformers", or an engine of one's own as "package.module:Class"."""
+    engine: Literal["auto", "transformers"] = "auto"
+    """"auto" chooses what suits the layout; today that is "transformers", a second copy of the weights."""
     temperature: Positive = 1.0
     """Sampling temperature; log-probabilities of rollouts are taken at the same one."""
     max_new_tokens: Count = 72
@@ -187,7 +186,7 @@ class EvaluationTable(Table):
     prompts: Count = 256
     """Prompts of the split, from its start."""
     final_split: Text = "test"
-    """The split of the figures in summary.json: at the run's start if it is given a policy, and at stage ends."""
+    """The split of the figures in summary.json: at stage ends, and of a given policy at the start."""
     final_prompts: Count = 512
     """Prompts of the final split, from its start."""
     every: CountOrZero = Field(0, json_schema_extra=CHANGEABLE)
@@ -196,8 +195,6 @@ class EvaluationTable(Table):
     """Sampling temperature."""
     seed: CountOrZero = 123
     """Seed of the sampling, the same for all policies."""
-    max_batch: Count = 256
-    """Sequences decoded at a time."""
     samples: CountOrZero = Field(8, json_schema_extra=CHANGEABLE)
     """Responses kept for the report."""
 
@@ -214,7 +211,7 @@ class CheckpointTable(Table):
 class RewardTable(Table):
     """A reward function and its share."""
 
-    function: Annotated[str, _named_or_dotted()]
+    function: Annotated[str, AfterValidator(_dotted)]
     """"package.module:name" of f(prompts, completions, **columns) -> list of numbers or None."""
     weight: float = 1.0
     """Factor in the sum of all rewards."""

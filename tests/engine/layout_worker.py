@@ -1,0 +1,66 @@
+"""Started by torchrun: loss, gradients and one optimizer step of the tiny policy at a layout, written to files.
+
+layout_worker.py TENSOR PIPELINE OUTPUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+from aapa.batch import BatchCounts
+from aapa.engine.policy import parallel as groups
+from aapa.engine.policy.megatron import MegatronPolicy
+from aapa.engine.policy.optimizer import AdamSettings
+from aapa.engine.policy.parallel import Parallel
+from aapa.engine.policy.stream import stream
+from aapa.packing import pack
+
+
+def step(parallel: Parallel, tied: bool, output: Path) -> None:
+    hf, objective = tiny.config(tied), tiny.objective()
+    mine = tiny.rollouts()[parallel.data_rank :: parallel.data]
+    counts = BatchCounts.from_vector(parallel.sum_over_data(BatchCounts.of(mine).vector()))
+    batches = pack(mine, 40, objective, counts)
+
+    policy = MegatronPolicy(hf, parallel, torch.float64)
+    policy.load_weights(tiny.hf_model(tied).state_dict())
+    sums = policy.gradients(batches, objective)
+    gradients = dict(stream(policy.model, hf, parallel, lambda p: p.main_grad))
+    logprobs = [logprob for logprob, _ in policy.logprobs(batches)]
+
+    single = MegatronPolicy(hf, parallel, torch.float32)
+    single.load_weights(tiny.hf_model(tied, torch.float32).state_dict())
+    # A large epsilon: Adam's first step is the sign of the gradient, which rounding flips where it is nearly zero.
+    single.start_stage(AdamSettings(weight_decay=0.1, clip_grad=0.5, eps=1e-2))
+    norm = single.train_step(batches, objective, 1e-2).grad_norm
+    weights = dict(single.weights())
+    moments = dict(single.moments("exp_avg"))
+    if parallel.is_main:
+        output.mkdir()
+        save_file(gradients, output / "gradients.safetensors")
+        save_file(weights, output / "weights.safetensors")
+        save_file(moments, output / "moments.safetensors")
+        facts = {"sums": sums, "grad_norm": norm, "logprob": [float(lp.sum()) for lp in logprobs]}
+        (output / "facts.json").write_text(json.dumps(facts))
+
+
+def main(tensor: int, pipeline: int, output: Path) -> None:
+    torch.set_num_threads(1)
+    parallel = groups.start(tensor, pipeline, timeout_seconds=120)
+    for tied in (True, False):
+        step(parallel, tied, output / ("tied" if tied else "untied"))
+    parallel.barrier()
+    groups.stop()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

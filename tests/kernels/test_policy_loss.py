@@ -1,0 +1,166 @@
+"""`policy_loss` against a loop over tokens that follows the formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aapa.kernels import TokenFields, TokenLossSpec, policy_loss
+
+
+def by_hand(logprob: list[float], old: list[float] | None, f: TokenFields, spec: TokenLossSpec):
+    """(loss, d loss / d logprob) token by token, in plain floats."""
+    loss, grads = 0.0, []
+    for t, lp in enumerate(logprob):
+        ratio = math.exp(lp - (lp if old is None else old[t]))
+        grad = 0.0
+        for weight, advantage in ((f.rl_weight_T, f.advantage_T), (f.adv_weight_T, f.anchor_advantage_T)):
+            if weight is None or weight[t] == 0:
+                continue
+            w, a = float(weight[t]), float(advantage[t])
+            clipped = min(max(ratio, 1 - spec.clip_low), 1 + spec.clip_high)
+            loss -= w * min(ratio * a, clipped * a)
+            if ratio * a <= clipped * a or clipped == ratio:
+                grad -= w * ratio * a
+        if f.kl_weight_T is not None and f.kl_weight_T[t] != 0:
+            d = float(f.ref_logprob_T[t]) - lp
+            loss += float(f.kl_weight_T[t]) * (math.exp(d) - d - 1)
+            grad += float(f.kl_weight_T[t]) * (1 - math.exp(d))
+        if f.sft_weight_T is not None:
+            loss -= float(f.sft_weight_T[t]) * lp
+            grad -= float(f.sft_weight_T[t])
+        grads.append(grad)
+    return loss, grads
+
+
+def fields_of(tokens: int, seed: int, masked: float) -> tuple[torch.Tensor, torch.Tensor, TokenFields]:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(tokens, generator=g, dtype=torch.float64)
+
+    def weight() -> torch.Tensor:
+        keep = torch.rand(tokens, generator=g) >= masked
+        return torch.rand(tokens, generator=g).double() * keep
+
+    logprob = -normal().abs() * 2
+    old = logprob + 0.3 * normal()
+    return (
+        logprob,
+        old,
+        TokenFields(
+            target_T=torch.zeros(tokens, dtype=torch.long),
+            rl_weight_T=weight(),
+            kl_weight_T=weight(),
+            sft_weight_T=weight(),
+            adv_weight_T=weight(),
+            advantage_T=normal(),
+            anchor_advantage_T=normal(),
+            old_logprob_T=old,
+            ref_logprob_T=logprob + 0.5 * normal(),
+        ),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 40),
+    seed=st.integers(0, 10_000),
+    masked=st.sampled_from([0.0, 0.4, 1.0]),
+    low=st.sampled_from([0.0, 0.1, 0.2]),
+    high=st.sampled_from([0.05, 0.28]),
+)
+def test_value_and_gradient_follow_the_formula(tokens, seed, masked, low, high):
+    logprob, old, f = fields_of(tokens, seed, masked)
+    spec = TokenLossSpec(clip_low=low, clip_high=high)
+    expected, grads = by_hand(logprob.tolist(), old.tolist(), f, spec)
+    logprob.requires_grad_()
+    loss, metrics = policy_loss(logprob, None, f, spec)
+    assert abs(loss.item() - expected) <= 1e-10 * max(1, abs(expected))
+    if tokens:
+        (grad,) = torch.autograd.grad(loss, logprob)
+        torch.testing.assert_close(grad, torch.tensor(grads, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    parts = sum(float(metrics[f"loss/{name}"]) for name in ("rl", "kl", "sft", "adv"))
+    assert abs(parts - expected) <= 1e-10 * max(1, abs(expected))
+
+
+def test_the_two_surrogates_clip_apart():
+    """clip(A) + clip(B) is not clip(A + B): with opposite signs only one of them is clipped."""
+    one = torch.ones(1, dtype=torch.float64)
+    f = TokenFields(
+        target_T=torch.zeros(1, dtype=torch.long),
+        rl_weight_T=one,
+        adv_weight_T=one,
+        advantage_T=one,
+        anchor_advantage_T=-one,
+        old_logprob_T=torch.zeros(1, dtype=torch.float64),
+    )
+    logprob = torch.tensor([math.log(1.5)], dtype=torch.float64)
+    loss, metrics = policy_loss(logprob, None, f, TokenLossSpec(0.2, 0.2))
+    assert float(metrics["loss/rl"]) == pytest.approx(-1.2)
+    assert float(metrics["loss/adv"]) == pytest.approx(1.5)
+    assert float(loss) == pytest.approx(0.3)
+
+
+def test_without_old_logprobs_the_ratio_is_one_and_its_gradient_is_the_score():
+    logprob, _, f = fields_of(9, 1, 0.0)
+    only = TokenFields(target_T=f.target_T, rl_weight_T=f.rl_weight_T, advantage_T=f.advantage_T)
+    logprob.requires_grad_()
+    loss, metrics = policy_loss(logprob, None, only, TokenLossSpec())
+    (grad,) = torch.autograd.grad(loss, logprob)
+    torch.testing.assert_close(grad, -f.rl_weight_T * f.advantage_T)
+    assert float(metrics["sum/ratio"]) == 9.0
+    assert float(metrics["sum/clipped"]) == 0.0
+
+
+def test_masked_positions_may_hold_anything():
+    logprob, _, f = fields_of(6, 2, 0.0)
+    weight = f.rl_weight_T.clone()
+    weight[3] = 0.0
+    poisoned = TokenFields(
+        target_T=f.target_T,
+        rl_weight_T=weight,
+        kl_weight_T=weight,
+        advantage_T=torch.where(weight == 0, torch.nan, f.advantage_T),
+        ref_logprob_T=torch.where(weight == 0, torch.inf, f.ref_logprob_T),
+        old_logprob_T=torch.where(weight == 0, -torch.inf, f.old_logprob_T),
+    )
+    logprob.requires_grad_()
+    loss, metrics = policy_loss(logprob, torch.where(weight == 0, torch.nan, 1.0), poisoned, TokenLossSpec())
+    (grad,) = torch.autograd.grad(loss, logprob)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(grad).all()
+    assert grad[3] == 0
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert float(metrics["sum/entropy"]) == 5.0
+
+
+def test_clip_fraction_counts_only_what_the_surrogate_clips():
+    f = TokenFields(
+        target_T=torch.zeros(4, dtype=torch.long),
+        rl_weight_T=torch.ones(4),
+        advantage_T=torch.tensor([1.0, -1.0, 1.0, -1.0]),
+        old_logprob_T=torch.zeros(4),
+    )
+    logprob = torch.tensor([1.5, 1.5, 0.5, 0.5]).log()
+    _, metrics = policy_loss(logprob, None, f, TokenLossSpec(0.2, 0.2))
+    assert float(metrics["sum/clipped"]) == 2.0  # 1.5 with A > 0, and 0.5 with A < 0
+
+
+@pytest.mark.parametrize("backend", ["triton", "native"])
+def test_an_absent_backend_is_refused(backend):
+    logprob, _, f = fields_of(2, 0, 0.0)
+    with pytest.raises(ValueError, match="backend: expected"):
+        policy_loss(logprob, None, f, TokenLossSpec(), backend=backend)
+
+
+def test_fields_refuse_what_does_not_belong_together():
+    target = torch.zeros(3, dtype=torch.long)
+    with pytest.raises(ValueError, match="rl_weight_T: expected shape"):
+        TokenFields(target_T=target, rl_weight_T=torch.ones(2), advantage_T=torch.ones(3))
+    with pytest.raises(ValueError, match="anchor_advantage_T: expected a tensor beside adv_weight_T"):
+        TokenFields(target_T=target, adv_weight_T=torch.ones(3))
