@@ -48,6 +48,8 @@ def extension() -> dict[str, Any]:
                 super().run()
             except Exception as error:
                 say(f"C++ operations NOT built: {type(error).__name__}: {error}")
+                for stale in (ROOT / "kernels").glob("_C*.so"):
+                    stale.unlink()  # built from other sources, it would be used as if nothing had happened
 
     module = CppExtension("aapa.kernels._C", sources, extra_compile_args=["-O3", "-std=c++20"], optional=True)
     return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuild}}

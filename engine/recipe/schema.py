@@ -299,9 +299,14 @@ class Recipe(Table):
         text = json.dumps(decisive, sort_keys=True, ensure_ascii=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def resume_problems(self, stored: Recipe) -> list[str]:
-        """One line per field that differs from the recipe of the run directory and must not."""
-        before, now = dict(_flat(stored.table())), dict(_flat(self.table()))
+    def resume_problems(self, stored: Recipe | dict[str, Any]) -> list[str]:
+        """One line per field that differs from the recipe of the run directory and must not.
+
+        Args:
+            stored: that recipe, or its `table()`, which may come from a version with other fields.
+        """
+        table = stored.table() if isinstance(stored, Recipe) else stored
+        before, now = dict(_flat(table)), dict(_flat(self.table()))
         return [
             f"{path}: expected {before.get(path)!r} as in the run directory, got {now.get(path)!r}"
             for path in dict.fromkeys([*now, *before])

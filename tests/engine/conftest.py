@@ -14,8 +14,9 @@ import torch
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def parallel() -> Iterator:
+    """The groups of a job of one process; tests that call `train` open and close their own."""
     from aapa.engine.policy import parallel as groups
 
     torch.set_num_threads(1)

@@ -1,0 +1,111 @@
+"""Checks against files and importable names, made before any device is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aapa.engine.recipe import RecipeError, load_recipe
+
+RECIPE = """\
+name = "small"
+[[stages]]
+name = "rl"
+steps = 2
+learning_rate = 1e-4
+rewards = [{ function = "math:sqrt" }]
+objective = { kind = "grpo" }
+"""
+CONFIG = {
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+}
+
+Problems = Callable[..., list[str]]
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Problems:
+    (tmp_path / "r.toml").write_text(RECIPE)
+
+    def find(*words: str) -> list[str]:
+        try:
+            load_recipe(tmp_path / "r.toml", list(words))
+        except RecipeError as error:
+            return str(error).splitlines()
+        return []
+
+    return find
+
+
+def checkpoint(directory: Path, config: Any) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return directory
+
+
+def test_a_checkpoint_that_suits(problems: Problems, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "model", CONFIG)
+    assert problems(f"--model.source={source}", "--parallel.tensor", "8", "--parallel.pipeline", "4") == []
+
+
+def test_the_layout_is_checked_against_the_checkpoint(problems: Problems, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "model", CONFIG)
+    found = problems(f"--model.source={source}", "--parallel.tensor", "16", "--parallel.pipeline", "3")
+    assert found == [
+        "command line: parallel.tensor: expected a divisor of num_key_value_heads, 8, got 16",
+        "command line: parallel.pipeline: expected a divisor of num_layers, 28, got 3",
+    ]
+
+
+def test_key_value_heads_default_to_heads(problems: Problems, tmp_path: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "num_key_value_heads"}
+    source = checkpoint(tmp_path / "model", config)
+    assert problems(f"--model.source={source}", "--parallel.tensor", "16") == []
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "{}", '{"num_attention_heads": "many"}'])
+def test_an_unreadable_configuration(problems: Problems, tmp_path: Path, config: str) -> None:
+    source = checkpoint(tmp_path / "model", config)
+    (line,) = problems(f"--model.source={source}")
+    assert "model.source: expected a readable model configuration in " in line
+
+
+def test_directories_that_are_not_there(problems: Problems, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    (line,) = problems(f"--model.source={missing}")
+    assert "model.source: expected 'scratch' or a directory holding config.json, got" in line
+    (line,) = problems(f"--discriminator.source={missing}")
+    assert "discriminator.source: expected a directory, got" in line
+    (line,) = problems(f"--discriminator.trunk={missing}", "--discriminator.fit_after", "rl")
+    assert (
+        "discriminator.trunk: expected 'base', 'stage_start' or a directory holding config.json, got" in line
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("math:no_such_name", "no attribute 'no_such_name'"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("word", "field"),
+    [
+        ("--data.task", "data.task"),
+        ("--stages.rl.rewards.0.function", "stages.0.rewards.0.function"),
+    ],
+)
+def test_names_that_cannot_be_imported(
+    problems: Problems, word: str, field: str, name: str, reason: str
+) -> None:
+    (line,) = problems(word, name)
+    assert line.startswith(f"command line: {field}: expected something importable, got {name!r}")
+    assert reason in line
