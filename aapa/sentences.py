@@ -87,14 +87,13 @@ def build_sentence_table(
 
     A stop (. ! ? … and their forms in other scripts) or a line break closes a sentence. Closing quotes and
     brackets directly after a stop, line breaks and the end of sequence join the sentence before them; blanks
-    join the one after. Periods in numbers, domain names, abbreviations, initials and list numbers do not
-    close.
+    join the one after. Periods in numbers, domain names, initials and list numbers do not close, nor do those
+    of abbreviations that are one token. A stop whose bytes are spread over tokens is not seen.
 
     Args:
         tokenizer: byte-level or metaspace BPE/unigram, or any whose vocabulary entries are plain text.
         eos_ids: end-of-sequence ids beside the tokenizer's own.
-        vocab_size: rows of the table where the model has more ids than the tokenizer; the rest act as no
-            text.
+        vocab_size: rows of the table, where the model has more ids than the tokenizer; these have no text.
 
     Raises:
         ValueError: a tokenizer without access to its vocabulary, or a `vocab_size` smaller than it.
@@ -104,9 +103,8 @@ def build_sentence_table(
     if size < len(texts):
         raise ValueError(f"vocab_size: expected at least {len(texts)}, got {vocab_size}")
     ends = {*eos_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
-    kinds = ["X" if i in ends else character_kinds(text) for i, text in enumerate(texts)] + [""] * (
-        size - len(texts)
-    )
+    kinds = ["X" if i in ends else character_kinds(text) for i, text in enumerate(texts)]
+    kinds += [""] * (size - len(texts))
     classes: dict[tuple[tuple[int, bool, bool], ...], int] = {}
     class_V = [classes.setdefault(_token_rule(k), len(classes)) for k in kinds]
     next_CQ, cut_CQ, mark_CQ = (
@@ -123,8 +121,7 @@ def build_sentence_table(
 def segment(
     token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable, granularity: Granularity = "sentence"
 ) -> Tensor:
-    """Spans of packed responses as offsets, int32 [S + 1]: sentences, or whole responses that are not
-    empty."""
+    """Spans of packed responses as offsets, int32 [S + 1]; as whole responses, empty ones have none."""
     if granularity == "sentence":
         return segment_sentences(token_T, cu_seqlens, table)
     if granularity != "response":
@@ -156,8 +153,7 @@ def end_ids(table: SentenceTable) -> frozenset[int]:
 
 
 def character_kinds(text: bytes) -> str:
-    """Kinds of the characters of a vocabulary entry, given as UTF-8 that may begin or end inside a
-    character."""
+    """Kinds of the characters of a vocabulary entry; its UTF-8 may begin or end inside a character."""
     rest = text.lstrip(bytes(range(0x80, 0xC0)))
     kinds = "C" if len(rest) < len(text) else ""
     return kinds + "".join(
@@ -184,8 +180,7 @@ def _piece_kinds(piece: str) -> str:
 
 @functools.cache
 def _token_rule(kinds: str) -> tuple[tuple[int, bool, bool], ...]:
-    """(next state, cut, mark) from every state, as `SentenceTable` holds them, of a token with these
-    characters."""
+    """(next state, cut, mark) from every state, as in `SentenceTable`, of a token with these characters."""
     return tuple(_walk(kinds, state) for state in STATES)
 
 
@@ -194,8 +189,7 @@ def _walk(kinds: str, state: str) -> tuple[int, bool, bool]:
     for kind in kinds:
         after = _RULES[state][KINDS.index(kind)]
         if after == "!":
-            # The mark is in this token: the boundary moves to the token's end. Else it is where it was left
-            # before.
+            # A mark in this token means a boundary in it, which moves to the token's end.
             inside, cut = inside or mark, cut or not mark
             after = _RULES["s"][KINDS.index(kind)]
         mark = mark or after in _CLOSABLE
@@ -206,8 +200,7 @@ def _walk(kinds: str, state: str) -> tuple[int, bool, bool]:
 
 
 def vocabulary_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
-    """The text that each vocabulary entry stands for, in UTF-8; entries may begin or end inside a
-    character."""
+    """UTF-8 text that each vocabulary entry stands for; it may begin or end inside a character."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"tokenizer: expected a fast tokenizer, got {type(tokenizer).__name__}")
@@ -238,8 +231,7 @@ def _part_names(part: Any) -> list[str]:
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """Byte that each character of a byte-level vocabulary stands for: GPT-2's table, printable bytes as
-    themselves."""
+    """Byte that each character of a byte-level vocabulary stands for; GPT-2's table."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     characters = [*map(chr, printable), *(chr(0x100 + i) for i in range(len(others)))]

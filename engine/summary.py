@@ -1,4 +1,4 @@
-"""`summary.json`: one row per evaluated policy, and the report that ends a run."""
+"""`summary.json`: one row per evaluated policy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aapa.engine.evaluate import Evaluation
-from aapa.engine.metrics import read_metrics
-from aapa.engine.plots import plot_curves
 from aapa.engine.recipe import Recipe
-from aapa.engine.report import write_report
 
 
 class SummaryFile:
@@ -45,6 +42,7 @@ class SummaryFile:
                 "proxy_reward": figures.get("proxy_reward"),
                 "length_ratio": figures["length_ratio"],
                 "distinct_2": figures["distinct_2"],
+                "expert_logprob": figures["expert_logprob"],
                 "expert_logprob_drift": drift,
                 "tokens": int(tokens),
                 "seconds": round(seconds, 1),
@@ -55,9 +53,3 @@ class SummaryFile:
         staging = self.path.with_suffix(".json.staging")
         staging.write_text(json.dumps(self.rows, indent=1))
         staging.replace(self.path)
-
-
-def final_report(directory: Path) -> None:
-    """Draw the curves and write the page of a finished run."""
-    plot_curves({directory.name: read_metrics(directory)}, directory / "curves.png")
-    write_report([directory], directory / "report.html")

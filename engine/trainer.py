@@ -23,10 +23,11 @@ from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.optimizer import MOMENTS, AdamSettings
 from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import Recipe
+from aapa.engine.report import write_report
 from aapa.engine.run import Run, StageRun
 from aapa.engine.setup import open_run, open_stage
 from aapa.engine.step import training_step
-from aapa.engine.summary import SummaryFile, final_report
+from aapa.engine.summary import SummaryFile
 
 
 def train(recipe: Recipe, output: Path) -> None:
@@ -103,7 +104,7 @@ class Trainer:
             assert self.metrics is not None and self.samples is not None
             self.metrics.close()
             self.samples.close()
-            final_report(self.run.directory)
+            write_report([self.run.directory], self.run.directory / "report.html")
         self.run.parallel.barrier()
 
     def _begin(self) -> None:
@@ -253,8 +254,7 @@ class Trainer:
                 announce(f"checkpoint refused: {line}")
         if found is None:
             return None
-        stored = Recipe.model_validate(found.state["recipe"])
-        problems = self.run.recipe.resume_problems(stored)
+        problems = self.run.recipe.resume_problems(found.state["recipe"])
         if problems:
             raise UserError("\n".join([*problems, f"{self.run.directory}: choose another --output for another recipe"]))
         state = found.state

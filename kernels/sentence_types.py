@@ -1,5 +1,4 @@
-"""What the sentence operations take: a scorer's weights and a tokenizer's segmentation table, as plain
-tensors.
+"""What the sentence operations take, as plain tensors: a segmentation table and a scorer's weights.
 
 Shape legend: V vocabulary entries, C classes of entries, Q automaton states, D hidden size, R projected size,
 H width of the hidden layer.
@@ -49,10 +48,9 @@ class SentenceTable:
 class SentenceHead:
     """Weights of the sentence score (2.1).
 
-    The standardisation of the features is folded in: with mean mu and standard deviation sigma per feature
-        and a
-    learned projection W, `projection_RD` = W / sigma and `offset_R` = -W (mu / sigma), so that Pu =
-    projection u + offset.
+    The standardisation of the features is folded in: with the mean mu and standard deviation sigma of every
+    feature and a learned projection W, `projection_RD` = W / sigma and `offset_R` = -W (mu / sigma), so that
+    Pu = projection u + offset.
 
     Attributes:
         projection_RD: [R, D].

@@ -25,8 +25,10 @@ class Trunk(Protocol):
         hash: SHA-256 over its weights and the layer whose hidden states it gives.
     """
 
-    hidden_size: int
-    hash: str
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def hash(self) -> str: ...
 
     def sentence_states(
         self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]

@@ -88,7 +88,7 @@ class Corruptor:
         encode: Callable[[str], list[int]],
         decode: Callable[[list[int]], str],
     ) -> None:
-        self.encode, self.owners = encode, list(owners)
+        self.encode, self.decode, self.owners = encode, decode, list(owners)
         ends = end_ids(table)
         self.endings: list[list[int]] = []
         self.sentences: list[list[list[int]]] = []
@@ -103,8 +103,7 @@ class Corruptor:
         self.texts = [[SentenceText.of(decode(ids)) for ids in pieces] for pieces in self.sentences]
 
     def corrupt(self, index: int, kind: str, rng: random.Random) -> Damaged | None:
-        """A damaged version of response `index`; None where this kind cannot damage it (one word to shuffle,
-        say)."""
+        """A damaged version of response `index`; None where this kind has nothing to damage."""
         if not any(text.body for text in self.texts[index]):
             return None
         if kind == "repetition":
@@ -115,7 +114,7 @@ class Corruptor:
             return self._break_off(index, rng)
         else:
             parts = self._damage_words(index, kind, rng)
-        if not any(damaged for _, damaged in parts):
+        if not any(damaged and ids for ids, damaged in parts):
             return None
         ending = [(self.endings[index], parts[-1][1])]
         ids = [token for part, _ in parts + ending for token in part]
@@ -127,8 +126,9 @@ class Corruptor:
         for k in rng.sample(range(len(parts)), rng.randint(1, len(parts))):
             text = self.texts[index][k]
             body = self._damaged_body(text, index, kind, rng)
-            if body and body != text.body:
-                parts[k] = (self.encode(text.lead + body + text.trail), True)
+            ids = self._written(text.lead + body + text.trail)
+            if ids and body != text.body:
+                parts[k] = (ids, True)
         return parts
 
     def _damaged_body(self, text: SentenceText, index: int, kind: str, rng: random.Random) -> str:
@@ -177,12 +177,8 @@ class Corruptor:
         parts = [(ids, False) for ids in self.sentences[index]]
         if len(parts) > 2 and rng.random() < 0.5:
             k = rng.randrange(1, len(parts) - 1)
-            text = self.texts[index][k]
-            return (
-                [*parts[:k], *parts[k + 1 :], (self._placed(index, text, last=True), True)]
-                if text.body
-                else parts
-            )
+            moved = self._placed(index, self.texts[index][k], last=True)
+            return [*parts[:k], *parts[k + 1 :], (moved, True)]
         for _ in range(rng.randint(1, 3)):
             added = self._other(index, rng) if rng.random() < 0.5 else rng.choice(self.texts[index])
             if added and added.body:
@@ -204,9 +200,14 @@ class Corruptor:
         own = self.texts[index]
         lead = own[1].lead if len(own) > 1 else "" if "\n" in own[0].trail else " "
         if not last:
-            return self.encode(lead + text.body + own[0].trail)
+            return self._written(lead + text.body + own[0].trail)
         broken = len(own) > 1 and "\n" in own[0].trail and "\n" not in own[-1].trail
-        return self.encode(("\n" if broken else "") + lead + text.body + own[-1].trail)
+        return self._written(("\n" if broken else "") + lead + text.body + own[-1].trail)
+
+    def _written(self, text: str) -> list[int]:
+        """Ids of a text; none where the vocabulary has no ids for all of it, as for capitals it never met."""
+        ids = self.encode(text)
+        return ids if self.decode(ids).strip() == text.strip() else []
 
     def _other(self, index: int, rng: random.Random) -> SentenceText | None:
         """A sentence of another prompt's response; None where there is none."""

@@ -53,8 +53,7 @@ def reference_scores(discriminator: Discriminator, pool: SentencePool) -> Tensor
 
 
 def calibrate(discriminator: Discriminator, pool: SentencePool) -> tuple[float, float]:
-    """mu_off and sigma_off of (3.1): mean and standard deviation of the scores of held-out rollout
-    sentences."""
+    """mu_off and sigma_off of (3.1): mean and standard deviation of the held-out rollouts' scores."""
     sentences = int(pool.rollouts.count_G.sum())
     if sentences < 2:
         raise ValueError(f"material: expected 2 sentences or more of held-out rollouts, got {sentences}")

@@ -43,8 +43,7 @@ def check_material(material: Sequence[FitMaterial]) -> None:
 
 
 def permuted(material: Sequence[FitMaterial], rng: random.Random) -> list[FitMaterial]:
-    """The material with the roles of second experts and rollouts dealt anew: nothing is left to learn from
-    them."""
+    """The material with second experts and rollouts dealt anew, so that nothing tells them apart."""
     dealt = []
     for item in material:
         seconds, rollouts = item.experts[1:], [ids for ids in item.rollouts if ids]
@@ -162,9 +161,9 @@ def damaged_responses(
     made = []
     for turn, members in enumerate(members for members in sources for _ in range(number)):
         source = rng.choice(members)
-        # A kind may have nothing to damage here, such as the order of a single word: the next one then takes
-        # its turn.
-        for kind in CORRUPTIONS[turn % len(CORRUPTIONS) :] + CORRUPTIONS[: turn % len(CORRUPTIONS)]:
+        # Where a kind has nothing to damage, such as the order of a single word, the next takes its turn.
+        first = turn % len(CORRUPTIONS)
+        for kind in CORRUPTIONS[first:] + CORRUPTIONS[:first]:
             damaged = corruptor.corrupt(source, kind, rng)
             if damaged is not None:
                 made.append((source, damaged))

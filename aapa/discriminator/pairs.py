@@ -4,9 +4,8 @@ What must not tell them apart is kept equal (METHOD §2): both see sets of one, 
 positive is a sentence of the very response in the set, which is then left out of it, the negative's nearest
 sentence is left out too.
 
-Shape legend: S sentences of a pool, R expert responses, P prompts, Q contrasts, B batch, J sentences of the
-    largest set,
-E sentences of all sets, D hidden size.
+Shape legend: S sentences of a pool, R expert responses, P prompts, Q contrasts, B batch, D hidden size,
+J sentences of the largest set, E sentences of all sets.
 """
 
 from __future__ import annotations
@@ -67,11 +66,10 @@ class SentencePool:
     damaged: Ragged
 
     def contrasts(self, reference_only: bool = False) -> Tensor:
-        """Pairs (source, set) of expert responses such that a sentence of the source can be scored against
-        the set.
+        """Pairs (source, set) of expert responses: sentences of the source can be scored against the set.
 
-        Different responses of one prompt; for a prompt with one response, that response against its other
-        sentences.
+        Two responses of one prompt; where a prompt has one only, that one twice, to be scored sentence by
+        sentence against its other sentences.
 
         Args:
             reference_only: only sets that are a prompt's first response, as in a run.
@@ -172,7 +170,7 @@ def draw_sets(
     """Expert sentences that each sentence is scored against.
 
     Args:
-        row_B: sentences; set_B: expert responses that they are scored against.
+        row_B, set_B: sentences, and the expert responses that they are scored against.
         leave_out_B: bool, without the sentence of the set that is nearest to the sentence by cosine; which is
             the sentence itself where it belongs to the set.
         size_B: how many, drawn at random; None for all that are left.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +78,8 @@ def load(directory: Path | str, expected_hash: str | None = None) -> Discriminat
         raise ValueError(
             f"{directory / WEIGHTS}: expected SHA-256 {record['weights_sha256']}, got a changed file"
         )
+    if record["kind"] not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {record['kind']!r} in {directory}")
     discriminator = KINDS[record["kind"]].restore(
         load_tensors(weights),
         record["scalars"],
@@ -110,8 +111,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected a discriminator's record, got a changed file ({error})"
         ) from error
-    # Written again from its own values it must give the same bytes, so white space cannot change unseen
-    # either.
+    # Written again from its own values it must give the same bytes, so not even white space changes unseen.
     if content != _sealed(record):
         raise ValueError(f"{path}: expected seal {seal}, got a changed file")
     return record
@@ -133,19 +133,23 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Replaces a file in one step: a reader sees the old content or the new, never a part."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with staged.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 class ExpertCache:
     """Sentence states of expert responses, computed once and kept on disk by content.
 
     A state is found again by the hash of what it depends on: trunk, layer, table, granularity, prompt and
-        response. A
-    changed expert or trunk so never meets a stale state. Files are named after the SHA-256 of their content.
+    response. So a changed expert or trunk never meets a stale state. Files are named after the SHA-256 of their
+    content.
 
     Args:
         trunk: computes what is missing.

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def rl_table(start: Path, weight: float | None, steps: int = 20, **objective) ->
 def own_reward(monkeypatch, tmp_path_factory):
     """A reward function in a file of the user's own, which never ties on purpose."""
     folder = tmp_path_factory.mktemp("modules")
+    sys.modules.pop("reward_of_tests", None)  # its counter belongs to one test
     (folder / "reward_of_tests.py").write_text(
         "import os, signal\n"
         "calls = 0\n"

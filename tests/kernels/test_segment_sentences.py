@@ -20,7 +20,7 @@ def random_table(seed: int, vocabulary: int = 7, classes: int = 4, states: int =
 
 
 def beginnings(tokens: list[int], table: SentenceTable) -> set[int]:
-    """Where the sentences of one sequence begin, from the definition: a mark, moved and used token by token."""
+    """Where the sentences of one sequence begin, from the definition."""
     found, state, mark = {0}, 0, 0
     for place, token in enumerate(tokens):
         kind = int(table.class_V[token])
@@ -52,7 +52,8 @@ def test_agrees_with_the_definition(sequences: list[list[int]], seed: int) -> No
     table = random_table(seed)
     expected, offset, offsets = [], 0, [0]
     for tokens in sequences:
-        # A cut that the table asks for before anything was marked is at the sequence's start, which is one already.
+        # A cut that the table asks for before anything was marked is at the sequence's start, which is one
+        # already.
         expected += sorted(offset + begin for begin in beginnings(tokens, table))
         offset += len(tokens)
         offsets.append(offset)

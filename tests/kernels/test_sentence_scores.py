@@ -88,9 +88,7 @@ def test_a_group_does_not_depend_on_the_others() -> None:
     together = sentence_scores(u, cu_group, e, cu_expert, head)
     for g in range(4):
         own, experts = slice(*cu_group[g : g + 2].tolist()), slice(*cu_expert[g : g + 2].tolist())
-        alone = sentence_scores(
-            u[own], offsets([len(u[own])]), e[experts], offsets([len(e[experts])]), head
-        )
+        alone = sentence_scores(u[own], offsets([len(u[own])]), e[experts], offsets([len(e[experts])]), head)
         torch.testing.assert_close(together[own], alone, rtol=0, atol=1e-12)
 
 

@@ -3,6 +3,7 @@
 import random
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ class ToyTrunk:
             token_TD = self.embedding_VD[prompt + response]
             past_TD = token_TD.cumsum(0) / torch.arange(1, len(token_TD) + 1)[:, None]
             hidden_TD = (token_TD + self.memory * past_TD)[len(prompt) :]
-            states += [hidden_TD[a:b].mean(0, keepdim=True) for a, b in zip(cu[:-1], cu[1:], strict=True)]
+            states += [hidden_TD[a:b].mean(0, keepdim=True) for a, b in pairwise(cu)]
         return torch.cat(states)
 
 
@@ -82,7 +83,12 @@ def response(rng: random.Random, topic: int, style: int) -> list[int]:
 
 
 def make_material(
-    prompts: int, expert_style: int = 0, rollout_style: int = 1, experts: int = 2, rollouts: int = 3, seed: int = 0
+    prompts: int,
+    expert_style: int = 0,
+    rollout_style: int = 1,
+    experts: int = 2,
+    rollouts: int = 3,
+    seed: int = 0,
 ) -> list[FitMaterial]:
     rng = random.Random(seed)
     material = []
@@ -144,7 +150,8 @@ def test_shuffled_labels_leave_nothing_to_learn() -> None:
 
 @pytest.mark.parametrize("experts", [1, 2])
 def test_equal_distributions_give_chance(experts: int) -> None:
-    """Experts and rollouts of one style differ in nothing; leaving a sentence's role out of its set must not tell.
+    """Experts and rollouts of one style differ in nothing; leaving a sentence's role out of its set must not
+    tell.
 
     Without memory, since sentences of one response have their past in common, which is no leak of the sets.
     """
@@ -167,7 +174,8 @@ def test_leaving_only_the_positive_out_would_leak() -> None:
         nearest_2B = torch.full((8000,), -1.0).scatter_reduce(0, owner_E, cosine_E, "amax")
         return auc(nearest_2B[~is_positive], nearest_2B[is_positive])
 
-    # With one expert a prompt, responses and prompts have the same numbers, and negatives are the same prompt's.
+    # With one expert a prompt, responses and prompts have the same numbers, and negatives are the same
+    # prompt's.
     set_B = torch.searchsorted(pool.experts.start_G, pairs.row_2B[:4000], right=True) - 1
     size_2B = pairs.cu_expert.diff()
     leaking = draw_sets(
@@ -206,7 +214,8 @@ def test_pairs_are_what_they_should_be(experts: int) -> None:
         (chosen_response,) = chosen
         prompt = int(pool.prompt_R[chosen_response])
         assert all(len(set(rows.tolist())) == len(rows) for rows in sets)
-        # The positive: an expert sentence of the same prompt, of another response if there is one, never itself.
+        # The positive: an expert sentence of the same prompt, of another response if there is one, never
+        # itself.
         assert positive < expert_rows
         assert int(pool.prompt_R[response_of[positive]]) == prompt
         assert (int(response_of[positive]) == chosen_response) == (experts == 1)
@@ -233,7 +242,9 @@ def test_the_nearest_sentence_is_left_out() -> None:
     everything = set(pool.experts.rows(2).tolist())
     for b, row in enumerate(row_B.tolist()):
         left_out = everything - set(expert_E[cu_expert[b] : cu_expert[b + 1]].tolist())
-        cosine = {e: float(torch.cosine_similarity(pool.state_SD[row], pool.state_SD[e], 0)) for e in everything}
+        cosine = {
+            e: float(torch.cosine_similarity(pool.state_SD[row], pool.state_SD[e], 0)) for e in everything
+        }
         assert left_out == {max(cosine, key=lambda e: cosine[e])}
         assert row not in everything or left_out == {row}
 
@@ -241,7 +252,9 @@ def test_the_nearest_sentence_is_left_out() -> None:
 def test_one_sentence_and_no_second_expert_gives_no_positive() -> None:
     item = FitMaterial([22], [encode("w1 w2.")], [encode("w3 w4.")])
     assert make_pool([item] * 3).contrasts().shape == (0, 2)
-    with pytest.raises(ValueError, match="^material: expected a second expert response or one of two sentences"):
+    with pytest.raises(
+        ValueError, match="^material: expected a second expert response or one of two sentences"
+    ):
         fit([item] * 8)
 
 
@@ -270,7 +283,9 @@ def test_calibration_is_that_of_held_out_rollouts() -> None:
     for item in held_out:
         expert = trunk.sentence_states([item.prompt], item.experts[:1], spans(item.experts[:1], TABLE))
         own = trunk.sentence_states([item.prompt] * 3, item.rollouts, spans(item.rollouts, TABLE))
-        scores.append(discriminator.score(own, torch.tensor([0, len(own)]), expert, torch.tensor([0, len(expert)])))
+        scores.append(
+            discriminator.score(own, torch.tensor([0, len(own)]), expert, torch.tensor([0, len(expert)]))
+        )
     score_S = torch.cat(scores).double()
     assert discriminator.mean == pytest.approx(float(score_S.mean()), rel=1e-4)
     assert discriminator.std == pytest.approx(float(score_S.std()), rel=1e-4)
@@ -280,7 +295,9 @@ def test_no_gradient_flows_into_or_through_a_discriminator() -> None:
     for kind in ("sentence", "cosine"):
         discriminator, _ = fit(make_material(10), replace(QUICK, steps=2, kind=kind))  # type: ignore[arg-type]
         sentence_SD = torch.randn(3, HIDDEN, requires_grad=True)
-        score_S = discriminator.score(sentence_SD, torch.tensor([0, 3]), torch.randn(2, HIDDEN), torch.tensor([0, 2]))
+        score_S = discriminator.score(
+            sentence_SD, torch.tensor([0, 3]), torch.randn(2, HIDDEN), torch.tensor([0, 2])
+        )
         assert not score_S.requires_grad
         assert not any(value.requires_grad for value in discriminator.tensors().values())
 
@@ -301,7 +318,14 @@ def test_the_same_seed_gives_the_same_discriminator_and_progress_is_told() -> No
     material, settings = make_material(10), replace(QUICK, steps=25)
     told: list[tuple[int, int]] = []
     first, _ = fit_sentence_discriminator(
-        ToyTrunk(), material, settings, encode, decode, TABLE, 3, lambda step, steps, _: told.append((step, steps))
+        ToyTrunk(),
+        material,
+        settings,
+        encode,
+        decode,
+        TABLE,
+        3,
+        lambda step, steps, _: told.append((step, steps)),
     )
     torch.randn(7)
     again, _ = fit_sentence_discriminator(ToyTrunk(), material, settings, encode, decode, TABLE, 3)
@@ -351,5 +375,7 @@ def test_material_is_checked() -> None:
         fit([replace(material[0], prompt=[])])
     with pytest.raises(ValueError, match="^material: expected 2 prompts or more on either side"):
         fit(material[:3])
-    with pytest.raises(ValueError, match="^material: expected 2 sentences or more of held-out rollouts, got 0"):
+    with pytest.raises(
+        ValueError, match="^material: expected 2 sentences or more of held-out rollouts, got 0"
+    ):
         fit([replace(item, rollouts=[[]]) for item in material], replace(QUICK, steps=2))

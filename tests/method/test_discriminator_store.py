@@ -28,11 +28,14 @@ from aapa.sentences import build_sentence_table, spans
 HIDDEN = 3
 TABLE = build_sentence_table(
     PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({" aa": 0, " bb": 1, ".": 2, "<eos>": 3}, " aa")), eos_token="<eos>"
+        tokenizer_object=Tokenizer(models.WordLevel({" aa": 0, " bb": 1, ".": 2, "<eos>": 3}, " aa")),
+        eos_token="<eos>",
     )
 )
 ORIGIN = Origin("trunk-0", -1, table_hash(TABLE))
-CARD = QualityCard(0.9, 0.8, math.nan, {"repetition": 0.7}, 0.9, 0.8, 0.7, {"repetition": math.nan}, 0.01, {"rollouts": 9})
+CARD = QualityCard(
+    0.9, 0.8, math.nan, {"repetition": 0.7}, 0.9, 0.8, 0.7, {"repetition": math.nan}, 0.01, {"rollouts": 9}
+)
 
 
 def sentence_discriminator() -> SentenceDiscriminator:
@@ -65,7 +68,10 @@ def test_round_trip(make: object, tmp_path: Path) -> None:
     assert card is not None
     assert card.to_json() == CARD.to_json()
     assert math.isnan(card.other_prompts)
-    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["discriminator.json", "discriminator.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
+        "discriminator.json",
+        "discriminator.safetensors",
+    ]
 
 
 def test_flipped_bits_are_refused_by_name(tmp_path: Path) -> None:
@@ -119,7 +125,10 @@ def test_the_hash_changes_with_everything_that_decides_a_score() -> None:
         replace(base, std=1.6),
         replace(base, granularity="response"),
         replace(base, head=replace(base.head, tau=0.6)),
-        *(replace(base, origin=replace(ORIGIN, **change)) for change in ({"trunk": "x"}, {"layer": 0}, {"table": "y"})),  # type: ignore[arg-type]
+        *(
+            replace(base, origin=replace(ORIGIN, **change))
+            for change in ({"trunk": "x"}, {"layer": 0}, {"table": "y"})
+        ),  # type: ignore[arg-type]
     ]
     for name, value in weights.items():
         moved = value.clone()
@@ -158,7 +167,11 @@ EXAMPLES = {7: ([0], [0, 2, 1, 2, 3]), 3: ([1, 1], [1, 2]), 5: ([0, 0], [0, 1, 2
 
 
 def test_expert_states_are_computed_once_and_packed(tmp_path: Path) -> None:
-    assert [cu.tolist() for cu in spans([e for _, e in EXAMPLES.values()], TABLE)] == [[0, 2, 5], [0, 2], [0, 3, 5]]
+    assert [cu.tolist() for cu in spans([e for _, e in EXAMPLES.values()], TABLE)] == [
+        [0, 2, 5],
+        [0, 2],
+        [0, 3, 5],
+    ]
     trunk = CountingTrunk()
     cache = ExpertCache(trunk, ORIGIN, TABLE, directory=tmp_path)
     assert cache.add(EXAMPLES) == 3

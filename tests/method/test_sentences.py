@@ -85,14 +85,21 @@ def language() -> Language:
 @cache
 def abstract(size: int) -> Language:
     """Of single bytes at size 258, of merged ones above."""
-    corpus = ['ab. A! b?\n"I" (a) 3.3, b-a. ab?" A', "aaa bbb. AAA.\n\nba ab ba", "!? !? ...\n", '." ." ?)'] * 5
+    corpus = [
+        'ab. A! b?\n"I" (a) 3.3, b-a. ab?" A',
+        "aaa bbb. AAA.\n\nba ab ba",
+        "!? !? ...\n",
+        '." ." ?)',
+    ] * 5
     return Language.of(corpus, size)
 
 
 @cache
 def emoji(regex: bool) -> Language:
     """These share their first three bytes, so merges end inside them."""
-    return Language.of([f"a. {face}b!{face}" for face in "😀😂😅😄😎😍😊😉"] * 9 + ["é. é", "。😀"], 300, regex)
+    return Language.of(
+        [f"a. {face}b!{face}" for face in "😀😂😅😄😎😍😊😉"] * 9 + ["é. é", "。😀"], 300, regex
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,7 +113,9 @@ def test_hand_made_cases(case: str) -> None:
 
 
 def test_a_boundary_inside_a_token_moves_to_its_end() -> None:
-    whole = Tokenizer(models.WordLevel({"one": 0, ". two": 1, " three": 2, ".": 3, '."\n': 4, "<eos>": 5}, "one"))
+    whole = Tokenizer(
+        models.WordLevel({"one": 0, ". two": 1, " three": 2, ".": 3, '."\n': 4, "<eos>": 5}, "one")
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<eos>")
     table = build_sentence_table(tokenizer)
     # "one. two three." has a boundary behind "one.", in the middle of a token.
@@ -115,7 +124,7 @@ def test_a_boundary_inside_a_token_moves_to_its_end() -> None:
     assert spans([[0, 1, 5]], table)[0].tolist() == [0, 3]
 
 
-text_of_stops = st.text(alphabet="abAI3 \n.!?\"),-", max_size=40)
+text_of_stops = st.text(alphabet='abAI3 \n.!?"),-', max_size=40)
 
 
 def ends_of(parts: Iterable[bytes]) -> list[int]:
@@ -135,7 +144,9 @@ def test_tokens_are_cut_where_their_characters_are(text: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([*"ab .!?\n", "😀", "😂", "é", "👩‍🚀", "。", "ñ."]), max_size=30), st.booleans())
+@given(
+    st.lists(st.sampled_from([*"ab .!?\n", "😀", "😂", "é", "👩‍🚀", "。", "ñ."]), max_size=30), st.booleans()
+)
 def test_no_character_is_ever_split(parts: list[str], regex: bool) -> None:
     """Tokens that hold parts of characters, some of them behind a stop and a blank, never part them."""
     found = emoji(regex).sentences(emoji(regex).encode("".join(parts)))
@@ -146,7 +157,9 @@ def test_no_character_is_ever_split(parts: list[str], regex: bool) -> None:
 
 def test_the_emoji_tokenizer_has_tokens_that_end_inside_a_character_behind_a_stop() -> None:
     """Else the test above would test nothing."""
-    assert any(b". \xf0" in text and text.decode(errors="ignore").encode() != text for text in emoji(False).texts)
+    assert any(
+        b". \xf0" in text and text.decode(errors="ignore").encode() != text for text in emoji(False).texts
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -180,9 +193,21 @@ def test_packed_offsets_and_granularity() -> None:
 
 
 def test_metaspace_and_byte_fallback() -> None:
-    vocabulary = {"<unk>": 0, "</s>": 1, "▁Hi": 2, ".": 3, "▁you": 4, "<0x0A>": 5, "<0xE3>": 6, "▁": 7, "I": 8}
+    vocabulary = {
+        "<unk>": 0,
+        "</s>": 1,
+        "▁Hi": 2,
+        ".": 3,
+        "▁you": 4,
+        "<0x0A>": 5,
+        "<0xE3>": 6,
+        "▁": 7,
+        "I": 8,
+    }
     backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     assert vocabulary_bytes(tokenizer)[2:8] == [b" Hi", b".", b" you", b"\n", b"\xe3", b" "]
     table = build_sentence_table(tokenizer)
