@@ -148,8 +148,8 @@ class ExpertCache:
     """Sentence states of expert responses, computed once and kept on disk by content.
 
     A state is found again by the hash of what it depends on: trunk, layer, table, granularity, prompt and
-    response. So a changed expert or trunk never meets a stale state. Files are named after the SHA-256 of their
-    content.
+    response. So a changed expert or trunk never meets a stale state. Files are named after the SHA-256 of
+    their content.
 
     Args:
         trunk: computes what is missing.

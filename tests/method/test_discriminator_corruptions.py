@@ -205,6 +205,19 @@ def test_what_cannot_be_damaged_is_not() -> None:
         corruptor().corrupt(0, "rot13", random.Random(0))
 
 
+def test_words_that_the_vocabulary_cannot_write_are_not_used() -> None:
+    """A tokenizer without a byte alphabet drops unknown characters; what is left would be no wrong case."""
+
+    def without_capitals(text: str) -> list[int]:
+        return encode("".join(c for c in text if not c.isupper()))
+
+    small = Corruptor(
+        [[*encode("tea is warm. it is sweet."), EOS]], [0], bytes_tokenizer()[1], without_capitals, decode
+    )
+    assert all(small.corrupt(0, "wrong_case", random.Random(seed)) is None for seed in range(20))
+    assert small.corrupt(0, "shuffled_words", random.Random(0)) is not None
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -223,6 +223,15 @@ def test_a_cache_refuses_another_trunk_table_or_a_changed_file(tmp_path: Path) -
         ExpertCache(CountingTrunk(), ORIGIN, TABLE, directory=tmp_path)
 
 
+def test_a_kind_of_another_package_is_refused_by_name(tmp_path: Path) -> None:
+    class Other(CosineDiscriminator):
+        kind = "other"  # type: ignore[assignment]
+
+    freeze(Other(0.1, 0.0, 1.0, ORIGIN), tmp_path)
+    with pytest.raises(ValueError, match="^kind: expected one of sentence, cosine, got 'other'"):
+        load(tmp_path)
+
+
 def test_the_record_is_readable_json(tmp_path: Path) -> None:
     freeze(sentence_discriminator(), tmp_path, trunk={"source": "base"})
     record = json.loads((tmp_path / "discriminator.json").read_text())
