@@ -12,7 +12,7 @@ PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$name && break; done)
 # Without an NVIDIA driver a plain torch requirement would fetch gigabytes of CUDA on Linux.
 TORCH_CPU ?= 2.13.0
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# (A CPU build where pip is told of an index that has one, else the default build.)
 
 help:
 	@echo "make demo       train and compare plain and anchored pipelines, on a CPU, in minutes"
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h)
 	@if [ "$$(uname -s)" = Linux ] && ! [ -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then \
 		echo "no NVIDIA driver: installing the CPU build of torch $(TORCH_CPU)"; \
 		$(BIN)/python -m pip install --quiet "torch==$(TORCH_CPU)+cpu" 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_CPU)+cpu"; \
+		$(BIN)/python -m pip install --quiet "torch==$(TORCH_CPU)"; \
 	else \
 		$(BIN)/python -m pip install --quiet 'torch>=2.11'; \
 	fi

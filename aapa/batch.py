@@ -6,7 +6,7 @@ Shape legend: P prompt tokens, R response tokens, N sequences, T packed tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The batch on a device; itself where it lies there already."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device) if isinstance(value := getattr(self, f.name), Tensor) else value
             for f in fields(self)
         }

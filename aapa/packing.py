@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,8 +65,8 @@ def _pack_one(sequences: list[Sequence], indices: list[int]) -> TokenBatch:
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.long), lengths_N.cumsum(0)]).to(torch.int32)
     target_T = torch.cat([token_T[1:], token_T.new_zeros(1)])
     target_T[cu_seqlens[1:].long() - 1] = 0
-    signals = {
-        name: _scatter([getattr(s, name) for s in chosen], chosen)
+    signals: dict[str, Any] = {
+        f"{name}_T": _scatter([getattr(s, name) for s in chosen], chosen)
         for name in SIGNALS
         if any(getattr(s, name) is not None for s in chosen)
     }
@@ -76,7 +78,7 @@ def _pack_one(sequences: list[Sequence], indices: list[int]) -> TokenBatch:
         prompt_N=[len(s.prompt) for s in chosen],
         index_N=list(indices),
         temperature_T=torch.cat([torch.full((len(s),), s.temperature) for s in chosen]),
-        **{f"{name}_T": value for name, value in signals.items()},
+        **signals,
     )
 
 

@@ -107,9 +107,7 @@ def build_sentence_table(
     kinds += [""] * (size - len(texts))
     classes: dict[tuple[tuple[int, bool, bool], ...], int] = {}
     class_V = [classes.setdefault(_token_rule(k), len(classes)) for k in kinds]
-    next_CQ, cut_CQ, mark_CQ = (
-        torch.tensor([[step[i] for step in rule] for rule in classes]) for i in range(3)
-    )
+    next_CQ, cut_CQ, mark_CQ = (torch.tensor([[step[i] for step in rule] for rule in classes]) for i in range(3))
     return SentenceTable(
         class_V=torch.tensor(class_V, dtype=torch.int32),
         next_CQ=next_CQ.byte(),
@@ -118,9 +116,7 @@ def build_sentence_table(
     )
 
 
-def segment(
-    token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable, granularity: Granularity = "sentence"
-) -> Tensor:
+def segment(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable, granularity: Granularity = "sentence") -> Tensor:
     """Spans of packed responses as offsets, int32 [S + 1]; as whole responses, empty ones have none."""
     if granularity == "sentence":
         return segment_sentences(token_T, cu_seqlens, table)
@@ -156,9 +152,7 @@ def character_kinds(text: bytes) -> str:
     """Kinds of the characters of a vocabulary entry; its UTF-8 may begin or end inside a character."""
     rest = text.lstrip(bytes(range(0x80, 0xC0)))
     kinds = "C" if len(rest) < len(text) else ""
-    return kinds + "".join(
-        _piece_kinds(piece) for piece in _PIECE.findall(rest.decode("utf-8", errors="replace"))
-    )
+    return kinds + "".join(_piece_kinds(piece) for piece in _PIECE.findall(rest.decode("utf-8", errors="replace")))
 
 
 def _piece_kinds(piece: str) -> str:

@@ -1,6 +1,6 @@
 """Checkpoints: everything needed to go on bit-identically, in safetensors and JSON, verified before it is read.
 
-A checkpoint is a directory `checkpoints/step-<n>/` with the weights and optimizer moments under their Hugging Face names
+A checkpoint is a directory `checkpoints/step-<n>/` with weights and optimizer moments under their Hugging Face names
 (so that no file depends on the parallel layout), `state.json`, and `manifest.json` with the size and SHA-256 of every
 file. It is written beside its place and renamed into it; the newest valid one is found by looking, not by a pointer.
 
@@ -83,7 +83,7 @@ def save(
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint, and one line for each newer one that was refused."""
-    refused = []
+    refused: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = _problem(path)
         if problem is None:

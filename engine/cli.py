@@ -77,9 +77,7 @@ def _is_bad_input(error: Exception) -> bool:
     """`UserError`, or a ValueError in the house's form, which packages below the engine raise."""
     if isinstance(error, UserError):
         return True
-    return (
-        type(error) is ValueError and re.search(r"\S: expected .+, got ", str(error), re.DOTALL) is not None
-    )
+    return type(error) is ValueError and re.search(r"\S: expected .+, got ", str(error), re.DOTALL) is not None
 
 
 def _say(text: str) -> None:
@@ -174,12 +172,8 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.add_argument("--full", action="store_true", help="all arms and longer stages instead of minutes")
-    demo.add_argument(
-        "--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
-    )
-    demo.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the demo's own)"
-    )
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    demo.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the demo's own)")
 
     report = commands.add_parser(
         "report",
@@ -188,15 +182,11 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
-    report.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: report.html in the first run directory"
-    )
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run directory")
     return parser
 
 
 def _train_epilog() -> str:
     from aapa.engine.recipe import recipe_reference, shipped_recipes
 
-    return (
-        f"recipes of the package: {', '.join(shipped_recipes())}\n\nKeys of a recipe\n\n{recipe_reference()}"
-    )
+    return f"recipes of the package: {', '.join(shipped_recipes())}\n\nKeys of a recipe\n\n{recipe_reference()}"

@@ -1,6 +1,6 @@
 """`aapa demo`: from nothing to an anchored policy, and the comparison that shows what the anchor does.
 
-Everything goes through `aapa train`: one start (language model, SFT, discriminator), then the arms from the same SFT policy
+Everything goes through `aapa train`: one start (language model, SFT, discriminator), then the arms from its SFT policy
 with equal budgets and seeds, two at a time. A demo that was interrupted goes on where it stopped.
 """
 
@@ -136,7 +136,9 @@ def _log(job: Job) -> Path:
 def _check(code: int, job: Job) -> None:
     if code:
         end = "\n".join(_log(job).read_text(errors="replace").splitlines()[-15:])
-        raise TrainingFault(f"{job.label}: expected the training to succeed, got exit code {code}\n{end}\n({_log(job)})")
+        raise TrainingFault(
+            f"{job.label}: expected the training to succeed, got exit code {code}\n{end}\n({_log(job)})"
+        )
 
 
 def _compare(output: Path, start: Path, jobs: list[Job], seconds: float) -> None:

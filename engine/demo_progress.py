@@ -34,7 +34,9 @@ class DemoProgress:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bars is not None:
             self._bars.stop()
 
@@ -60,7 +62,9 @@ class DemoProgress:
             if row is None:
                 continue
             where = f"{row['stage']} step {row['step']}"
-            text = "  ".join([where, *(f"{name} {format_figure(row[key])}" for key, name in FIGURES.items() if key in row)])
+            text = "  ".join(
+                [where, *(f"{name} {format_figure(row[key])}" for key, name in FIGURES.items() if key in row)]
+            )
             if self._bars is not None and task is not None:
                 self._bars.update(task, figures=text)
             elif plain:

@@ -6,7 +6,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from aapa.discriminator import ExpertCache, FitMaterial, FitSettings, QualityCard, fit_sentence_discriminator, freeze, load
+from aapa.discriminator import (
+    ExpertCache,
+    FitMaterial,
+    FitSettings,
+    QualityCard,
+    fit_sentence_discriminator,
+    freeze,
+    load,
+)
 from aapa.discriminator.store import load_card, read_record
 from aapa.engine.console import announce
 from aapa.engine.data import Sampler, tokenize
@@ -23,7 +31,7 @@ from aapa.sentences import Granularity, build_sentence_table
 
 
 def fit_discriminator(run: Run) -> None:
-    """Fit on the current policy's rollouts to training prompts and freeze into `discriminator/` of the run directory."""
+    """Fit on the current policy's rollouts to training prompts and freeze into the run's `discriminator/`."""
     settings = run.recipe.discriminator
     assert settings is not None and settings.fit_after is not None
     trunk_directory = _trunk_directory(run, settings)
@@ -118,7 +126,7 @@ def open_trunk(run: Run, directory: Path, layer: int) -> FrozenModel:
 
 
 def _trunk_directory(run: Run, settings: DiscriminatorTable) -> Path:
-    """"base" is the policy before the first stage on examples, "stage_start" the one that `fit_after` left."""
+    """ "base" is the policy before the first stage on examples, "stage_start" the one that `fit_after` left."""
     stages = run.recipe.stages
     if settings.trunk == "stage_start":
         return run.directory / "stages" / str(settings.fit_after)

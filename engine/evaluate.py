@@ -47,9 +47,7 @@ def evaluate(
     share = run.mine(list(range(len(data))))
     mine = [data[i] for i in share]
     seeds = [sample_seed(settings.seed, split, example.example.id) for example in mine]
-    rollouts = run.generate(
-        [e.prompt for e in mine], seeds, run.recipe.rollout.max_new_tokens, settings.temperature
-    )
+    rollouts = run.generate([e.prompt for e in mine], seeds, run.recipe.rollout.max_new_tokens, settings.temperature)
     texts = [run.text(rollout.response) for rollout in rollouts]
     verdicts = run.task.judge([e.example for e in mine], texts, [r.finished for r in rollouts])
     parts = run.parallel.gather_over_data(

@@ -268,9 +268,7 @@ def _show(board: SummaryWriter, figures: Mapping[str, Any], global_step: int) ->
             board.add_scalar(name, value, global_step)
 
 
-def _show_histogram(
-    board: SummaryWriter, name: str, counts: Sequence[float], limit: float, global_step: int
-) -> None:
+def _show_histogram(board: SummaryWriter, name: str, counts: Sequence[float], limit: float, global_step: int) -> None:
     total = sum(counts)
     if not total > 0:
         return

@@ -70,9 +70,7 @@ COLUMNS = (
     Column("proxy_reward", "proxy reward", _number(3), "the reward trained on, where it is a proxy"),
     Column("length_ratio", "length ratio", _number(2), "response length over the expert's"),
     Column("distinct_2", "distinct-2", _number(3), "distinct word bigrams over all, on a budget of words"),
-    Column(
-        "expert_logprob_drift", "expert log-prob drift", _number(3, "+"), "change of the experts' log-prob"
-    ),
+    Column("expert_logprob_drift", "expert log-prob drift", _number(3, "+"), "change of the experts' log-prob"),
     Column("tokens", "tokens", _count, "tokens trained on"),
     Column("seconds", "seconds", _count, "wall-clock time"),
 )

@@ -108,8 +108,7 @@ def _summary_table(table: Table) -> str:
     # A heading may break at its spaces, not at its hyphens.
     names = [column.heading.replace("-", "\u2011") for column in table.columns]
     heads = [
-        ("t" if column.text else "n", name, column.meaning)
-        for name, column in zip(names, table.columns, strict=True)
+        ("t" if column.text else "n", name, column.meaning) for name, column in zip(names, table.columns, strict=True)
     ]
     body = []
     for row, cells in zip(table.rows, table.cells, strict=True):
@@ -140,9 +139,7 @@ def _interval_bar(row: Mapping[str, Any]) -> str:
     """The interval on a rule from 0 to 1, so that rows can be compared at a glance."""
     low, high = (100 * min(max(bound, 0.0), 1.0) for bound in row["pass_rate_ci"])
     rate = row.get("pass_rate")
-    dot = (
-        f'<i style="left:{100 * rate:.1f}%"></i>' if isinstance(rate, int | float) and 0 <= rate <= 1 else ""
-    )
+    dot = f'<i style="left:{100 * rate:.1f}%"></i>' if isinstance(rate, int | float) and 0 <= rate <= 1 else ""
     return f'<span class="ci"><b style="left:{low:.1f}%;width:{high - low:.1f}%"></b>{dot}</span>'
 
 
@@ -153,9 +150,7 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]]) -> str:
         content += '<p class="note">Mean over seeds, 95 % t interval below it.</p>'
         content += _estimates(means, {"policy": "name", "stage": "stage", "seeds": "seeds"})
     if differences:
-        content += (
-            '<p class="note">Difference after the last stage, paired by seed, 95 % t interval below it.</p>'
-        )
+        content += '<p class="note">Difference after the last stage, paired by seed, 95 % t interval below it.</p>'
         content += _estimates(differences, {"policy": "name", "against": "against", "seeds": "seeds"}, "+")
     return content
 
@@ -165,8 +160,7 @@ def _estimates(rows: Sequence[Mapping[str, Any]], lead: Mapping[str, str], sign:
     keys = [key for key in _HEADINGS if any(key in row["figures"] for row in rows)]
     heads = [("t", heading, "") for heading in lead] + [("n", _HEADINGS[key], "") for key in keys]
     body = [
-        [_text(row[key]) for key in lead.values()]
-        + [_estimate(row["figures"].get(key), sign) for key in keys]
+        [_text(row[key]) for key in lead.values()] + [_estimate(row["figures"].get(key), sign) for key in keys]
         for row in rows
     ]
     return _table(heads, body)
@@ -183,28 +177,18 @@ def _curves(runs: Sequence[Run], pictures: Path) -> str:
     curves = {run.name: run.metrics for run in runs}
     notices = "".join(_notice(f"{run.name}: nothing logged yet.") for run in runs if not run.metrics)
     absent = absent_panels(curves)
-    shown = {
-        name: rows
-        for name, rows in curves.items()
-        if len(absent_panels({name: rows})) < len(absent_panels({}))
-    }
+    shown = {name: rows for name, rows in curves.items() if len(absent_panels({name: rows})) < len(absent_panels({}))}
     if not shown:
         return notices or _notice("Nothing that could be drawn has been logged yet.")
-    content = _picture(
-        lambda path, theme: plot_curves(shown, path, theme=theme), pictures / CURVES_FILE, "curves"
-    )
+    content = _picture(lambda path, theme: plot_curves(shown, path, theme=theme), pictures / CURVES_FILE, "curves")
     note = "Thin: as logged. Thick: running mean within a stage. Dotted: a stage begins. Bars: 95 % interval."
-    content += (
-        f'<p class="note">{note}{_text(" Not logged: " + ", ".join(absent) + "." if absent else "")}</p>'
-    )
+    content += f'<p class="note">{note}{_text(" Not logged: " + ", ".join(absent) + "." if absent else "")}</p>'
     arms = arms_of(runs)
     if any(len(members) > 1 for members in arms.values()):
         rows = {name: [run.metrics for run in members] for name, members in arms.items()}
         content += '<h3>Over seeds</h3><p class="note">Runs whose recipes differ in the seed alone. '
         content += "Thin: a seed. Thick: the mean. Band: 95 % t interval.</p>"
-        content += _picture(
-            lambda path, theme: plot_seeds(rows, path, theme=theme), pictures / SEEDS_FILE, "seeds"
-        )
+        content += _picture(lambda path, theme: plot_seeds(rows, path, theme=theme), pictures / SEEDS_FILE, "seeds")
     return content + notices + _gaps(runs)
 
 
@@ -246,8 +230,7 @@ def _recipes(runs: Sequence[Run]) -> str:
 
 def _recipe_table(flat: Mapping[str, Mapping[str, str]], keys: Sequence[str]) -> str:
     body = [
-        [f"<code>{_text(key)}</code>", *(_text(recipe.get(key, NOTHING)) for recipe in flat.values())]
-        for key in keys
+        [f"<code>{_text(key)}</code>", *(_text(recipe.get(key, NOTHING)) for recipe in flat.values())] for key in keys
     ]
     return _table([("w", name, "") for name in ("setting", *flat)], body)
 
@@ -341,9 +324,7 @@ def _latest(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def _scale() -> str:
-    marks = "".join(
-        f"{_sentence(ScoredSentence(f' {score:+.0f} ', float(score)))} " for score in range(-3, 4)
-    )
+    marks = "".join(f"{_sentence(ScoredSentence(f' {score:+.0f} ', float(score)))} " for score in range(-3, 4))
     unjudged = _sentence(ScoredSentence(" not judged ", None))
     return (
         '<p class="legend">Anchor score of a sentence, far from the expert (−) to like the expert (+): '
@@ -353,9 +334,7 @@ def _scale() -> str:
 
 def _card(prompt: str, answers: Sequence[tuple[str, Sample]], several_runs: bool) -> str:
     experts = list(dict.fromkeys(sample.expert for _, sample in answers if sample.expert is not None))
-    shown = "".join(f'<p class="say">{_text(expert)}</p>' for expert in experts) or _notice(
-        "No expert response."
-    )
+    shown = "".join(f'<p class="say">{_text(expert)}</p>' for expert in experts) or _notice("No expert response.")
     responses = "".join(_response(name if several_runs else "", sample) for name, sample in answers)
     return (
         f'<article><p class="prompt">{_text(prompt)}</p><div class="pair">'

@@ -45,9 +45,7 @@ class Rewards:
 
     functions: tuple[tuple[str, RewardFunction, float], ...]
 
-    def __call__(
-        self, examples: Sequence[Example], completions: list[str], finished: list[bool]
-    ) -> list[float]:
+    def __call__(self, examples: Sequence[Example], completions: list[str], finished: list[bool]) -> list[float]:
         """Reward of each completion; NaN where a function gives None, which masks the sample.
 
         Every column of the examples arrives as a list; `finished` says which completions ended by themselves.

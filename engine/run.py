@@ -24,7 +24,7 @@ from aapa.engine.scoring import Scorer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32}
 
 
 @dataclass
@@ -58,9 +58,7 @@ class Run:
         """The leader's rollouts, on every rank of the replica."""
         rollouts = None
         if self.engine is not None and prompts:
-            rollouts = self.engine.generate(
-                prompts, seeds, max_new_tokens=max_new_tokens, temperature=temperature
-            )
+            rollouts = self.engine.generate(prompts, seeds, max_new_tokens=max_new_tokens, temperature=temperature)
         return self.parallel.from_leader(rollouts) or []
 
     def mine(self, indices: list[int]) -> list[int]:

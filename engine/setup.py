@@ -62,9 +62,7 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
         (directory / "recipe.toml").write_text(recipe.to_toml())
     if source is None and not (directory / "stages" / "initial").exists():
         parallel.barrier()
-        write_directory(
-            directory / "stages" / "initial", config, policy.weights(), tokenizer, write=parallel.is_main
-        )
+        write_directory(directory / "stages" / "initial", config, policy.weights(), tokenizer, write=parallel.is_main)
     parallel.barrier()
     return run
 

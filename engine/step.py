@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from time import perf_counter
@@ -83,22 +84,20 @@ def _score(stage: StageRun, objective: Objective, batch: RolloutBatch) -> Scores
     return stage.scorer.score(batch.examples, responses, objective.anchor.granularity)
 
 
-def advantages(
-    batch: RolloutBatch, objective: Objective, step: int, temperature: float
-) -> list[Sequence]:
+def advantages(batch: RolloutBatch, objective: Objective, step: int, temperature: float) -> list[Sequence]:
     """Rollouts as sequences with group advantages and centred anchor scores (METHOD 3.1, 3.2, §4)."""
     responses = [torch.tensor(rollout.response, dtype=torch.long) for rollout in batch.rollouts]
     lengths = torch.tensor([len(response) for response in responses])
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
     rewards = torch.tensor(batch.rewards, dtype=torch.float64)
     anchor, scores = objective.anchor, batch.scores
-    calibration = {"mean": 0.0, "std": 1.0}
+    mean, std = 0.0, 1.0
     anchored = torch.zeros(len(responses), dtype=torch.bool)
     score_S, cu_sents = torch.zeros(int((lengths > 0).sum())), cu_seqlens.unique_consecutive()
     if anchor is not None and scores is not None:
         anchored = torch.tensor(scores.anchored, dtype=torch.bool)
         score_S, cu_sents = scores.score_S, _packed_offsets(scores.cu_sents)
-        calibration = {"mean": scores.mean, "std": scores.std}
+        mean, std = scores.mean, scores.std
         if anchor.mode == "reward":
             rewards = rewards + anchor.weight_at(step) * _mean_anchor(scores, anchor.clip)
             anchored = torch.zeros_like(anchored)
@@ -108,13 +107,14 @@ def advantages(
         cu_sents,
         cu_seqlens,
         torch.tensor(batch.groups),
+        mean=mean,
+        std=std,
         aggregation=objective.aggregation,
         scale=objective.scale,
         clip=anchor.clip if anchor else 3.0,
         credit=anchor.credit if anchor else "sentence",
         discount=anchor.discount if anchor else 1.0,
         anchored_N=anchored,
-        **calibration,
     )
     sequences = []
     parts = zip(
@@ -173,11 +173,11 @@ def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> l
     several = objective.updates_per_rollout * objective.epochs_per_rollout > 1
     with stage.timed("update"):
         if several:
-            _attach_logprobs(sequences, run.policy.logprobs(pack(sequences, budget)), budget, "old_logprob")
+            outputs = run.policy.logprobs(pack(sequences, budget))
+            _attach_logprobs(sequences, [logprob for logprob, _ in outputs], budget, "old_logprob")
     if stage.reference is not None:
         with stage.timed("scoring"):
-            outputs = [(part, None) for part in stage.reference.logprobs(pack(sequences, budget))]
-            _attach_logprobs(sequences, outputs, budget, "ref_logprob")
+            _attach_logprobs(sequences, stage.reference.logprobs(pack(sequences, budget)), budget, "ref_logprob")
     results = []
     with stage.timed("update"):
         for _ in range(objective.epochs_per_rollout):
@@ -189,10 +189,8 @@ def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> l
     return results
 
 
-def _attach_logprobs(
-    sequences: list[Sequence], outputs: list[tuple[Tensor, Tensor | None]], budget: int, name: str
-) -> None:
-    for batch, (logprob_T, _) in zip(pack(sequences, budget), outputs, strict=True):
+def _attach_logprobs(sequences: list[Sequence], outputs: list[Tensor], budget: int, name: str) -> None:
+    for batch, logprob_T in zip(pack(sequences, budget), outputs, strict=True):
         for index, values in zip(batch.index_N, batch.responses(logprob_T.cpu()), strict=True):
             setattr(sequences[index], name, values)
 
@@ -201,7 +199,7 @@ def _minibatches(sequences: list[Sequence], parts: int) -> list[list[Sequence]]:
     """Consecutive parts of nearly equal count; groups may be cut, for advantages are made already."""
     size, rest = divmod(len(sequences), parts)
     bounds = [index * size + min(index, rest) for index in range(parts + 1)]
-    return [sequences[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+    return [sequences[a:b] for a, b in itertools.pairwise(bounds) if b > a]
 
 
 def learning_rate_at(stage: StageRun, step: int) -> float:

@@ -17,9 +17,7 @@ class SummaryFile:
         self.path = directory / "summary.json"
         self.rows = list(rows)
 
-    def add(
-        self, recipe: Recipe, stage: str, result: Evaluation, drift: float, tokens: float, seconds: float
-    ) -> None:
+    def add(self, recipe: Recipe, stage: str, result: Evaluation, drift: float, tokens: float, seconds: float) -> None:
         """One more row.
 
         Args:

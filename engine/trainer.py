@@ -97,9 +97,7 @@ class Trainer:
         while self.stage_index < len(stages):
             self._stage(open_stage(self.run, self.stage_index))
         policy = self.run.policy
-        write_directory(
-            self.run.directory / "final", policy.hf, policy.weights(), self.run.tokenizer, write=self.main
-        )
+        write_directory(self.run.directory / "final", policy.hf, policy.weights(), self.run.tokenizer, write=self.main)
         if self.main:
             assert self.metrics is not None and self.samples is not None
             self.metrics.close()
@@ -151,7 +149,11 @@ class Trainer:
         if self.discriminator_hash is not None:
             check_unchanged(self.run, self.discriminator_hash)
         write_directory(
-            self.run.directory / "stages" / name, policy.hf, policy.weights(), self.run.tokenizer, write=self.main
+            self.run.directory / "stages" / name,
+            policy.hf,
+            policy.weights(),
+            self.run.tokenizer,
+            write=self.main,
         )
         self.run.parallel.barrier()
         settings = self.run.recipe.discriminator
@@ -258,7 +260,11 @@ class Trainer:
         if problems:
             raise UserError("\n".join([*problems, f"{self.run.directory}: choose another --output for another recipe"]))
         state = found.state
-        self.stage_index, self.step, self.global_step = state["stage_index"], state["step"], state["global_step"]
+        self.stage_index, self.step, self.global_step = (
+            state["stage_index"],
+            state["step"],
+            state["global_step"],
+        )
         self.tokens, self.seconds_before = state["tokens"], state["seconds"]
         self.start_logprob = dict(state["start_logprob"])
         self.discriminator_hash = state["discriminator"]

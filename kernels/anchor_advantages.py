@@ -9,6 +9,12 @@ from aapa.kernels.dispatch import resolve
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHOICES = {
+    "aggregation": ("dapo", "grpo", "dr_grpo"),
+    "scale": ("group", "batch", "none"),
+    "credit": ("sentence", "return"),
+}
+
 
 def anchor_advantages(
     score_S: Tensor,
@@ -63,17 +69,7 @@ def anchor_advantages(
         ValueError: shapes that do not belong together, offsets that do not tile, an option that does not
             exist.
     """
-    options = {
-        "aggregation": (aggregation, ("dapo", "grpo", "dr_grpo")),
-        "scale": (scale, ("group", "batch", "none")),
-        "credit": (credit, ("sentence", "return")),
-    }
-    for name, (value, allowed) in options.items():
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-    for name, number in (("std", std), ("clip", clip)):
-        if not number > 0:
-            raise ValueError(f"{name}: expected a positive number, got {number}")
+    _check_options(std, clip, aggregation=aggregation, scale=scale, credit=credit)
     responses, sentences = cu_seqlens.shape[0] - 1, cu_sents.shape[0] - 1
     if anchored_N is not None and tuple(anchored_N.shape) != (responses,):
         raise ValueError(f"anchored_N: expected shape ({responses},), got {tuple(anchored_N.shape)}")
@@ -101,3 +97,12 @@ def anchor_advantages(
         anchored_N=anchored_N,
         eps=eps,
     )
+
+
+def _check_options(std: float, clip: float, **chosen: str) -> None:
+    for name, value in chosen.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}, got {value!r}")
+    for name, number in (("std", std), ("clip", clip)):
+        if not number > 0:
+            raise ValueError(f"{name}: expected a positive number, got {number}")

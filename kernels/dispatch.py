@@ -8,9 +8,8 @@ from types import ModuleType
 BACKENDS = ("auto", "triton", "native", "reference")
 
 # Implementations that exist, fastest first, per operation. `auto` takes the first.
-AVAILABLE: dict[str, tuple[str, ...]] = {
-    op: ("reference",)
-    for op in (
+AVAILABLE: dict[str, tuple[str, ...]] = dict.fromkeys(
+    (
         "linear_logprob",
         "linear_policy_loss",
         "policy_loss",
@@ -18,8 +17,9 @@ AVAILABLE: dict[str, tuple[str, ...]] = {
         "sentence_scores",
         "anchor_advantages",
         "segment_sentences",
-    )
-}
+    ),
+    ("reference",),
+)
 
 
 def resolve(op: str, backend: str = "auto") -> ModuleType:

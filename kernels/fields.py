@@ -9,7 +9,7 @@ of a sequence predicts nothing: its weights are 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,9 @@ class TokenFields:
 
     def rows(self, start: int, stop: int) -> TokenFields:
         """The fields of tokens [start, stop)."""
-        cut = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v if v is None else v[start:stop] for k, v in cut.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {name: value if value is None else value[start:stop] for name, value in values.items()}
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from aapa.kernels.sentence_types import SentenceTable
 
 
-def segment_sentences(
-    token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable, *, backend: str = "auto"
-) -> Tensor:
+def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable, *, backend: str = "auto") -> Tensor:
     """Cuts packed sequences into sentences (METHOD §1): contiguous spans that cover every token once.
 
     Args:

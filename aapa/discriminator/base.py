@@ -30,9 +30,7 @@ class Trunk(Protocol):
     @property
     def hash(self) -> str: ...
 
-    def sentence_states(
-        self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]
-    ) -> Tensor:
+    def sentence_states(self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]) -> Tensor:
         """u_k of (2.1): mean hidden state of each span of each response, float32 [sum of K_i, D], in order.
 
         `cu_sents[i]`: int32 [K_i + 1] offsets inside response i. How the responses are batched is the trunk's

@@ -138,9 +138,7 @@ class Corruptor:
             return other.body if other else text.body
         if kind == "wrong_case":
             swapped = text.body[:1].swapcase() + text.body[1:]
-            return rng.choice(
-                [swapped, text.joined([word.capitalize() for word in words]), text.body.upper()]
-            )
+            return rng.choice([swapped, text.joined([word.capitalize() for word in words]), text.body.upper()])
         if len(words) < 2:
             return text.body
         if kind == "truncation":

@@ -136,14 +136,10 @@ def fit_sentence_discriminator(
         discriminator = replace(discriminator, constant=constant, std=std)
     else:
         model = train_model(standardised(train, mean_D, std_D), settings, seed, on_progress)
-        discriminator = SentenceDiscriminator(
-            model.head(mean_D, std_D), 0.0, 1.0, origin, settings.granularity
-        )
+        discriminator = SentenceDiscriminator(model.head(mean_D, std_D), 0.0, 1.0, origin, settings.granularity)
         mean, std = calibrate(discriminator, test)
         discriminator = replace(discriminator, mean=mean, std=std)
-    card = quality_card(
-        discriminator, test, standardised(test, mean_D, std_D), train_prompts=len(shuffled) - held
-    )
+    card = quality_card(discriminator, test, standardised(test, mean_D, std_D), train_prompts=len(shuffled) - held)
     return discriminator, card
 
 
@@ -160,9 +156,7 @@ def standardised(pool: SentencePool, mean_D: Tensor, std_D: Tensor) -> SentenceP
     return replace(pool, state_SD=(pool.state_SD - mean_D) / std_D)
 
 
-def train_model(
-    pool: SentencePool, settings: FitSettings, seed: int, on_progress: Progress | None
-) -> SentenceModel:
+def train_model(pool: SentencePool, settings: FitSettings, seed: int, on_progress: Progress | None) -> SentenceModel:
     """Fits the trainable form of (2.1) to pairs from a pool of standardised features."""
     device = pool.state_SD.device
     sampler = PairSampler(pool, settings.negative_mix, torch.Generator(device).manual_seed(seed))
@@ -173,15 +167,11 @@ def train_model(
         model = SentenceModel(
             pool.state_SD.shape[1], settings.rank, settings.width, settings.temperature, settings.dropout
         ).to(device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         for step in range(settings.steps):
             optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - step / settings.steps)
             pairs = sampler.sample(batch)
-            score_2B = model(
-                pool.state_SD[pairs.row_2B], cu_group, pool.state_SD[pairs.expert_E], pairs.cu_expert
-            )
+            score_2B = model(pool.state_SD[pairs.row_2B], cu_group, pool.state_SD[pairs.expert_E], pairs.cu_expert)
             positive_B, negative_B = score_2B.split(batch)
             loss = pair_loss(positive_B, negative_B, settings.loss)
             optimizer.zero_grad()

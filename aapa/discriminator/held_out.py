@@ -60,9 +60,7 @@ def calibrate(discriminator: Discriminator, pool: SentencePool) -> tuple[float, 
     score_B = reference_scores(discriminator, pool).double()
     mean, std = float(score_B.mean()), float(score_B.std())
     if not 0 < std < float("inf"):
-        raise ValueError(
-            f"material: expected held-out rollouts whose scores vary, got a standard deviation of {std}"
-        )
+        raise ValueError(f"material: expected held-out rollouts whose scores vary, got a standard deviation of {std}")
     return mean, std
 
 
@@ -76,9 +74,7 @@ class Examined:
     leave_out_B: Tensor
 
     @classmethod
-    def of(
-        cls, discriminator: Discriminator, pool: SentencePool, nearness: SentencePool, role: str
-    ) -> Examined:
+    def of(cls, discriminator: Discriminator, pool: SentencePool, nearness: SentencePool, role: str) -> Examined:
         row_B, source_B, set_B = _items(pool, role)
         leave_out_B = source_B == set_B
         score_B = score_rows(discriminator, pool, nearness, row_B, set_B, leave_out_B)

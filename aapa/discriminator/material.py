@@ -37,9 +37,7 @@ def check_material(material: Sequence[FitMaterial]) -> None:
         if not item.prompt:
             raise ValueError(f"material.{index}.prompt: expected token ids, got none")
         if not item.experts or not all(item.experts):
-            raise ValueError(
-                f"material.{index}.experts: expected responses that are not empty, got {item.experts}"
-            )
+            raise ValueError(f"material.{index}.experts: expected responses that are not empty, got {item.experts}")
 
 
 def permuted(material: Sequence[FitMaterial], rng: random.Random) -> list[FitMaterial]:
@@ -49,9 +47,7 @@ def permuted(material: Sequence[FitMaterial], rng: random.Random) -> list[FitMat
         seconds, rollouts = item.experts[1:], [ids for ids in item.rollouts if ids]
         pooled = seconds + rollouts
         rng.shuffle(pooled)
-        dealt.append(
-            replace(item, experts=item.experts[:1] + pooled[: len(seconds)], rollouts=pooled[len(seconds) :])
-        )
+        dealt.append(replace(item, experts=item.experts[:1] + pooled[: len(seconds)], rollouts=pooled[len(seconds) :]))
     return dealt
 
 
@@ -81,9 +77,7 @@ class _Responses:
     def states(self, trunk: Trunk, material: Sequence[FitMaterial]) -> Tensor:
         if not self.ids:
             return torch.zeros(0, trunk.hidden_size)
-        return trunk.sentence_states(
-            [material[p].prompt for p in self.prompt], self.ids, self.cu_sents
-        ).float()
+        return trunk.sentence_states([material[p].prompt for p in self.prompt], self.ids, self.cu_sents).float()
 
 
 def build_pool(
@@ -111,9 +105,7 @@ def build_pool(
     )
     corruptor = Corruptor(experts.ids, prompt_R, tokenization.table, tokenization.encode, tokenization.decode)
     first_R = Ragged.of(number).start_G.tolist()
-    sources = [
-        range(first + (reference_only and n > 1), first + n) for first, n in zip(first_R, number, strict=True)
-    ]
+    sources = [range(first + (reference_only and n > 1), first + n) for first, n in zip(first_R, number, strict=True)]
     made = damaged_responses(corruptor, sources, corruptions, rng)
     damaged = _Responses([d.ids for _, d in made], [prompt_R[source] for source, _ in made], tokenization)
     negatives = [d.negatives(cu) for (_, d), cu in zip(made, damaged.cu_sents, strict=True)]
@@ -123,9 +115,7 @@ def build_pool(
     device = states[0].device
     whole = sum(experts.counts) + sum(rollouts.counts)
     kinds = [
-        CORRUPTIONS.index(d.kind)
-        for (_, d), count in zip(made, damaged.counts, strict=True)
-        for _ in range(count)
+        CORRUPTIONS.index(d.kind) for (_, d), count in zip(made, damaged.counts, strict=True) for _ in range(count)
     ]
     keep_S = torch.tensor([True] * whole + [flag for flags in negatives for flag in flags], device=device)
     length_S = torch.cat([cu.diff().long() for part in parts for cu in part.cu_sents]).to(device)
@@ -136,9 +126,7 @@ def build_pool(
         prompt_R=torch.tensor(prompt_R, device=device),
         responses=Ragged.of(number, 0, device),
         experts=Ragged.of(experts.counts, 0, device),
-        rollouts=Ragged.of(
-            _sums(rollouts.prompt, rollouts.counts, len(material)), sum(experts.counts), device
-        ),
+        rollouts=Ragged.of(_sums(rollouts.prompt, rollouts.counts, len(material)), sum(experts.counts), device),
         damaged=Ragged.of(
             _sums([source for source, _ in made], [sum(flags) for flags in negatives], len(prompt_R)),
             whole,

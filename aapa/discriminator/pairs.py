@@ -79,9 +79,7 @@ class SentencePool:
         """
         found = []
         counts = self.experts.count_G.tolist()
-        for first, number in zip(
-            self.responses.start_G.tolist(), self.responses.count_G.tolist(), strict=True
-        ):
+        for first, number in zip(self.responses.start_G.tolist(), self.responses.count_G.tolist(), strict=True):
             members = range(first, first + number)
             if number == 1 and counts[first] > 1:
                 found.append((first, first))
@@ -112,16 +110,12 @@ class PairSampler:
         ValueError: no prompt gives a positive, or there is no other prompt.
     """
 
-    def __init__(
-        self, pool: SentencePool, mix: tuple[float, float, float], generator: torch.Generator
-    ) -> None:
+    def __init__(self, pool: SentencePool, mix: tuple[float, float, float], generator: torch.Generator) -> None:
         self.pool, self.generator = pool, generator
         self.contrast_Q2 = pool.contrasts()
         self.mix = torch.tensor(mix, dtype=torch.float32, device=pool.state_SD.device)
         if not len(self.contrast_Q2):
-            raise ValueError(
-                "material: expected a second expert response or one of two sentences, got neither"
-            )
+            raise ValueError("material: expected a second expert response or one of two sentences, got neither")
         if len(pool.responses.count_G) < 2:
             raise ValueError(f"material: expected at least 2 prompts, got {len(pool.responses.count_G)}")
 
@@ -192,9 +186,7 @@ def draw_sets(
         cosine = cosine.masked_fill(row_BJ[at] == row_B[at][:, None], torch.inf)
         valid_BJ[at, cosine.argmax(1)] = False
     if size_B is not None:
-        key_BJ = torch.rand(valid_BJ.shape, generator=generator, device=row_B.device).masked_fill(
-            ~valid_BJ, 2.0
-        )
+        key_BJ = torch.rand(valid_BJ.shape, generator=generator, device=row_B.device).masked_fill(~valid_BJ, 2.0)
         valid_BJ = key_BJ.argsort(1).argsort(1) < size_B[:, None]
     cu_expert = torch.zeros(len(row_B) + 1, dtype=torch.int64, device=row_B.device)
     cu_expert[1:] = valid_BJ.sum(1).cumsum(0)

@@ -47,9 +47,7 @@ def freeze(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = save_tensors(
-        {name: t.detach().cpu().contiguous() for name, t in discriminator.tensors().items()}
-    )
+    weights = save_tensors({name: t.detach().cpu().contiguous() for name, t in discriminator.tensors().items()})
     record = {
         **facts(discriminator),
         "hash": discriminator.hash,
@@ -75,9 +73,7 @@ def load(directory: Path | str, expected_hash: str | None = None) -> Discriminat
     record = read_record(directory)
     weights = _read(directory / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
-        raise ValueError(
-            f"{directory / WEIGHTS}: expected SHA-256 {record['weights_sha256']}, got a changed file"
-        )
+        raise ValueError(f"{directory / WEIGHTS}: expected SHA-256 {record['weights_sha256']}, got a changed file")
     if record["kind"] not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {record['kind']!r} in {directory}")
     discriminator = KINDS[record["kind"]].restore(
@@ -108,9 +104,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         record = json.loads(content)
         seal = record.pop("seal")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path}: expected a discriminator's record, got a changed file ({error})"
-        ) from error
+        raise ValueError(f"{path}: expected a discriminator's record, got a changed file ({error})") from error
     # Written again from its own values it must give the same bytes, so not even white space changes unseen.
     if content != _sealed(record):
         raise ValueError(f"{path}: expected seal {seal}, got a changed file")
@@ -126,9 +120,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(
-            f"{path}: expected a file of a frozen discriminator, got {error.strerror}"
-        ) from error
+        raise ValueError(f"{path}: expected a file of a frozen discriminator, got {error.strerror}") from error
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -232,9 +224,7 @@ class ExpertCache:
 
     def _open(self, path: Path) -> None:
         if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
-            raise ValueError(
-                f"{path}: expected SHA-256 {path.stem}, got a changed file; delete it to compute it anew"
-            )
+            raise ValueError(f"{path}: expected SHA-256 {path.stem}, got a changed file; delete it to compute it anew")
         try:
             with safe_open(path, framework="pt") as file:
                 self._state.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from aapa.anchor import Anchor
 
 if TYPE_CHECKING:
     from aapa.batch import BatchCounts, Sequence, TokenBatch
     from aapa.kernels.fields import TokenFields, TokenLossSpec
+
+
+Aggregation = Literal["dapo", "grpo", "dr_grpo"]
+Scale = Literal["group", "batch", "none"]
 
 
 class Objective(Protocol):
@@ -23,11 +27,11 @@ class Objective(Protocol):
         """Rollouts per prompt, where rollouts are made."""
 
     @property
-    def aggregation(self) -> str:
+    def aggregation(self) -> Aggregation:
         """How the anchor's baseline weighs rollouts: "dapo" | "grpo" | "dr_grpo"."""
 
     @property
-    def scale(self) -> str:
+    def scale(self) -> Scale:
         """What group-relative advantages are divided by: "group" | "batch" | "none"."""
 
     @property

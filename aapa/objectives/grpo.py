@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from aapa.anchor import Anchor
-from aapa.objectives.base import anchor_weight
+from aapa.objectives.base import Aggregation, Scale, anchor_weight
 
 if TYPE_CHECKING:
     from aapa.batch import BatchCounts, Sequence, TokenBatch
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class GRPO:
     """Clipped surrogate with group-relative advantages, plus beta x KL, plus lambda L_adv on the same rollouts (4.2).
 
-    A_i = (r_i - mean_g) / (std_g + 1e-4);  L = -sum_t w_t min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta KL.
+    A_i = (r_i - mean_g) / (std_g + 1e-4);
+    L = -sum_t w_t min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta KL.
 
     Attributes:
         group_size: rollouts per prompt, at least 2 (TRL: num_generations).
@@ -32,15 +33,16 @@ class GRPO:
         max_response_length: L_max of "dr_grpo", in tokens.
         anchor: None for plain GRPO.
 
-    Source: Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO: asymmetric clip, token aggregation), Liu et al. 2025 (Dr. GRPO).
+    Source: Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO: asymmetric clip, token aggregation), Liu et al. 2025
+    (Dr. GRPO).
     """
 
     group_size: int = 8
     beta: float = 0.0
     clip_low: float = 0.2
     clip_high: float = 0.2
-    aggregation: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
-    scale: Literal["group", "batch", "none"] = "group"
+    aggregation: Aggregation = "dapo"
+    scale: Scale = "group"
     updates_per_rollout: int = 1
     epochs_per_rollout: int = 1
     max_response_length: int | None = None
@@ -58,7 +60,10 @@ class GRPO:
                 raise ValueError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")
         if self.clip_low >= 1:
             raise ValueError(f"clip_low: expected a number below 1, got {self.clip_low}")
-        for name, allowed in (("aggregation", ("dapo", "grpo", "dr_grpo")), ("scale", ("group", "batch", "none"))):
+        for name, allowed in (
+            ("aggregation", ("dapo", "grpo", "dr_grpo")),
+            ("scale", ("group", "batch", "none")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if (self.aggregation == "dr_grpo") != (self.max_response_length is not None):

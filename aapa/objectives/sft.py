@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from aapa.anchor import Anchor
-from aapa.objectives.base import anchor_weight
+from aapa.objectives.base import Aggregation, Scale, anchor_weight
 
 if TYPE_CHECKING:
     from aapa.batch import BatchCounts, Sequence, TokenBatch
@@ -27,8 +27,8 @@ class SFT:
     anchor: Anchor | None = None
     group_size: int = 4
 
-    aggregation: ClassVar[str] = "grpo"
-    scale: ClassVar[str] = "none"
+    aggregation: ClassVar[Aggregation] = "grpo"
+    scale: ClassVar[Scale] = "none"
     updates_per_rollout: ClassVar[int] = 1
     epochs_per_rollout: ClassVar[int] = 1
     uses_experts: ClassVar[bool] = True

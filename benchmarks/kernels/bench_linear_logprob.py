@@ -28,7 +28,9 @@ def case(problem: HeadProblem, backward: bool) -> Case:
         problem.dtype,
         [
             Candidate(
-                "reference", lambda: finish(linear_logprob(hidden, weight, target, backend="reference")[0]), mode
+                "reference",
+                lambda: finish(linear_logprob(hidden, weight, target, backend="reference")[0]),
+                mode,
             ),
             Candidate("whole logits", lambda: finish(whole_logits(hidden, weight, target)), mode),
         ],

@@ -41,9 +41,7 @@ def text(rng: random.Random, sentences: int) -> str:
     return "".join(part + rng.choice([". ", "! ", ".\n", '." ']) for part in parts)
 
 
-def by_text(
-    responses: list[list[int]], texts: list[str], ends_of: Callable[[str], list[int]]
-) -> list[list[int]]:
+def by_text(responses: list[list[int]], texts: list[str], ends_of: Callable[[str], list[int]]) -> list[list[int]]:
     """Cuts the text of each response and moves every boundary to the end of its token."""
     found = []
     for ids in responses:
@@ -84,9 +82,7 @@ def case(number: int, tokens: int, options: Options) -> Case:
         {"N": number, "T": len(token_T), "S": sentences},
         "int64",
         [
-            Candidate(
-                "reference", lambda: segment_sentences(token_T, cu_seqlens, table, backend="reference")
-            ),
+            Candidate("reference", lambda: segment_sentences(token_T, cu_seqlens, table, backend="reference")),
             Candidate("text + regex", lambda: by_text(responses, texts, regex_ends)),
             Candidate("text + sentencex", lambda: by_text(responses, texts, sentencex_ends)),
         ],

@@ -16,9 +16,7 @@ def padded(u: Tensor, sentences: list[int], e: Tensor, experts: list[int], head:
     e_GJD = torch.nn.utils.rnn.pad_sequence(list(e.split(experts)), batch_first=True)
     count = torch.tensor(experts, device=u.device)
     real_GJ = torch.arange(e_GJD.shape[1], device=u.device) < count[:, None]
-    real_GK = (
-        torch.arange(u_GKD.shape[1], device=u.device) < torch.tensor(sentences, device=u.device)[:, None]
-    )
+    real_GK = torch.arange(u_GKD.shape[1], device=u.device) < torch.tensor(sentences, device=u.device)[:, None]
     return dense(u_GKD, e_GJD, real_GJ, head)[real_GK]
 
 
@@ -59,9 +57,7 @@ def case(prompts: int, hidden: int, options: Options) -> Case:
         {"G": prompts, "S": total, "E": len(e), "D": hidden},
         "float32",
         [
-            Candidate(
-                "reference", lambda: sentence_scores(u, cu_group, e, cu_expert, head, backend="reference")
-            ),
+            Candidate("reference", lambda: sentence_scores(u, cu_group, e, cu_expert, head, backend="reference")),
             Candidate("padded", lambda: padded(u, sentences, e, experts, head)),
             Candidate("loop", lambda: looped(u, sentences, e, experts, head)),
         ],

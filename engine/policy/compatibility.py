@@ -63,7 +63,7 @@ def _torch_without_cuda() -> _View:
         get_rng_state=lambda *args, **kwargs: torch.get_rng_state(),
         memory_stats=lambda *args, **kwargs: {},
     )
-    cuda.random = cuda
+    cuda.__dict__["random"] = cuda  # torch.cuda.random has the RNG functions under the same names
     return _View(torch, cuda=cuda, **{name: _on_cpu(getattr(torch, name)) for name in _FACTORIES})
 
 

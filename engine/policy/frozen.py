@@ -57,9 +57,7 @@ class FrozenModel:
         load(self.model, hf, parallel, weights, source="discriminator.trunk")
 
     @torch.no_grad()
-    def sentence_states(
-        self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]
-    ) -> Tensor:
+    def sentence_states(self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]) -> Tensor:
         """Mean hidden state of every sentence, float32 [sum of sentences, D], on every rank of the replica.
 
         Args:

@@ -1,4 +1,4 @@
-"""Our layer specification: Megatron's linear layers with packed attention and RMSNorm that need no TransformerEngine."""
+"""Our layer specification: Megatron's linear layers, and packed attention and RMSNorm without TransformerEngine."""
 
 from __future__ import annotations
 

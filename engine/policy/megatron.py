@@ -205,5 +205,7 @@ def head_outputs(
     for index, batch in enumerate(batches):
         empty = torch.empty(len(batch.token_T), dtype=dtype, device=parallel.device)
         logprob, spread = outputs[index] if parallel.last_stage else (empty, empty.clone() if entropy else None)
-        results.append((parallel.from_last_stage(logprob), None if spread is None else parallel.from_last_stage(spread)))
+        results.append(
+            (parallel.from_last_stage(logprob), None if spread is None else parallel.from_last_stage(spread))
+        )
     return results

@@ -20,7 +20,10 @@ _PLAIN = {
     "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
     "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
 }
-_ROWS = {"self_attention.linear_proj.weight": "self_attn.o_proj.weight", "mlp.linear_fc2.weight": "mlp.down_proj.weight"}
+_ROWS = {
+    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,4 @@ def join(entry: Entry, shards: list[Tensor], hf: PretrainedConfig) -> dict[str, 
     merged = torch.cat(shards)
     by_group = merged.view(groups, per_group + 2, dim, merged.shape[-1])
     parts = by_group.split([per_group, 1, 1], dim=1)
-    return {
-        name: part.reshape(-1, merged.shape[-1]) for name, part in zip(entry.names, parts, strict=True)
-    }
+    return {name: part.reshape(-1, merged.shape[-1]) for name, part in zip(entry.names, parts, strict=True)}

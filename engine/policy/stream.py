@@ -1,7 +1,7 @@
 """Tensors of a sharded model as a stream of (Hugging Face name, whole tensor), and back.
 
-One stream feeds rollout engines, writes Hugging Face checkpoints, and carries optimizer moments, so that nothing on disk
-depends on the parallel layout.
+One stream feeds rollout engines, writes Hugging Face checkpoints and carries optimizer moments, so that nothing on
+disk depends on the parallel layout.
 """
 
 from __future__ import annotations

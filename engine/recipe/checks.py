@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 
 def consistency_problems(recipe: Recipe) -> list[Problem]:
     """Everything that can be told from the recipe alone."""
-    problems = (
-        _model_problems(recipe) if recipe.model.source == "scratch" else _no_shape_problems(recipe.model)
-    )
+    problems = _model_problems(recipe) if recipe.model.source == "scratch" else _no_shape_problems(recipe.model)
     names = Counter(stage.name for stage in recipe.stages)
     for index, stage in enumerate(recipe.stages):
         if names[stage.name] > 1:
-            problems.append(
-                at(f"stages.{index}.name", f"expected a name of its own, got {short(stage.name)} twice")
-            )
+            problems.append(at(f"stages.{index}.name", f"expected a name of its own, got {short(stage.name)} twice"))
         problems += _stage_problems(stage, f"stages.{index}")
     return problems + _discriminator_problems(recipe)
 
@@ -98,9 +94,7 @@ def _model_problems(recipe: Recipe) -> list[Problem]:
 def _parallel_problems(parallel: ParallelTable, shape: dict[str, int]) -> list[Problem]:
     problems: list[Problem] = []
     for field, size in shape.items():
-        name, ranks = (
-            ("pipeline", parallel.pipeline) if field == "num_layers" else ("tensor", parallel.tensor)
-        )
+        name, ranks = ("pipeline", parallel.pipeline) if field == "num_layers" else ("tensor", parallel.tensor)
         if size % ranks:
             problems.append(at(f"parallel.{name}", f"expected a divisor of {field}, {size}, got {ranks}"))
     return problems
@@ -130,9 +124,7 @@ def _discriminator_problems(recipe: Recipe) -> list[Problem]:
     if table is None:
         if first is None:
             return []
-        return [
-            at("discriminator", f"expected a table, for stage {stages[first].name} is anchored, got nothing")
-        ]
+        return [at("discriminator", f"expected a table, for stage {stages[first].name} is anchored, got nothing")]
     got = "nothing" if table.fit_after is None else short(table.fit_after)
     if table.source is not None:
         text = f"expected nothing where source is given, got {got}"
@@ -146,9 +138,7 @@ def _discriminator_problems(recipe: Recipe) -> list[Problem]:
 
 def _granularity_problems(recipe: Recipe) -> list[Problem]:
     """The discriminator is fitted on one kind of span, which all anchored stages share."""
-    found = [
-        (i, stage.objective.anchor.granularity) for i, stage in enumerate(recipe.stages) if anchored(stage)
-    ]
+    found = [(i, stage.objective.anchor.granularity) for i, stage in enumerate(recipe.stages) if anchored(stage)]
     return [
         at(
             f"stages.{i}.objective.anchor.granularity",

@@ -46,9 +46,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def parse_recipe(
-    table: dict[str, Any], *, label: str = "recipe", overridden: Iterable[report.Path] = ()
-) -> Recipe:
+def parse_recipe(table: dict[str, Any], *, label: str = "recipe", overridden: Iterable[report.Path] = ()) -> Recipe:
     """The recipe of a table; directories and importable names are not looked up.
 
     Args:

@@ -41,15 +41,11 @@ def objective_class(kind: Any) -> type:
 
     if not isinstance(kind, str):
         got = "nothing" if kind is None else short(kind)
-        raise ValueError(
-            f"kind: expected one of {', '.join(OBJECTIVES)} or 'package.module:Class', got {got}"
-        )
+        raise ValueError(f"kind: expected one of {', '.join(OBJECTIVES)} or 'package.module:Class', got {got}")
     if kind in OBJECTIVES:
         return OBJECTIVES[kind]
     if ":" not in kind:
-        raise ValueError(
-            f"kind: expected {suggestion(kind, OBJECTIVES)}, or 'package.module:Class', got {short(kind)}"
-        )
+        raise ValueError(f"kind: expected {suggestion(kind, OBJECTIVES)}, or 'package.module:Class', got {short(kind)}")
     try:
         chosen = load_dotted(kind)
     except ValueError as error:

@@ -26,9 +26,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
     return pairs, problems
 
 
-def apply_overrides(
-    table: dict[str, Any], pairs: Sequence[tuple[str, Any]]
-) -> tuple[list[Path], list[Problem]]:
+def apply_overrides(table: dict[str, Any], pairs: Sequence[tuple[str, Any]]) -> tuple[list[Path], list[Problem]]:
     """Sets the values in the table, in place.
 
     Returns:
@@ -67,15 +65,11 @@ def _key(target: Any, part: str) -> str | int:
         raise ValueError(f"expected a table or an array to look this up in, got {short(target)}")
     names = [str(row["name"]) for row in target if isinstance(row, dict) and "name" in row]
     if part in names:
-        return next(
-            i for i, row in enumerate(target) if isinstance(row, dict) and str(row.get("name")) == part
-        )
+        return next(i for i, row in enumerate(target) if isinstance(row, dict) and str(row.get("name")) == part)
     if part.isdecimal() and int(part) < len(target):
         return int(part)
     if names:
-        raise ValueError(
-            f"expected {suggestion(part, names)}, or a number below {len(target)}, got {short(part)}"
-        )
+        raise ValueError(f"expected {suggestion(part, names)}, or a number below {len(target)}, got {short(part)}")
     raise ValueError(f"expected a number below {len(target)}, got {short(part)}")
 
 

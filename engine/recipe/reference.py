@@ -65,9 +65,7 @@ def _dataclass_rows(cls: type, nested: dict[str, type]) -> list[str]:
     lines: list[str] = []
     for field in dataclasses.fields(cls):
         inner = [
-            part
-            for part in _parts(hints[field.name])
-            if isinstance(part, type) and dataclasses.is_dataclass(part)
+            part for part in _parts(hints[field.name]) if isinstance(part, type) and dataclasses.is_dataclass(part)
         ]
         if inner:
             nested.setdefault(field.name, inner[0])
@@ -118,9 +116,7 @@ def _assignment(name: str, default: Any) -> str:
 
 def _sentence(document: str, annotation: Any, default: Any) -> str:
     """The documentation, and in brackets what it and the default leave open: choices, type, range."""
-    choices = [
-        choice for part in _parts(annotation) if get_origin(part) is Literal for choice in get_args(part)
-    ]
+    choices = [choice for part in _parts(annotation) if get_origin(part) is Literal for choice in get_args(part)]
     notes: list[str] = []
     if choices and not all(str(choice) in document for choice in choices):
         notes.append(" | ".join(f'"{choice}"' for choice in choices))
@@ -139,11 +135,7 @@ def _parts(annotation: Any) -> list[Any]:
     """The alternatives of a union, without their annotations."""
     if get_origin(annotation) is Annotated:
         return _parts(get_args(annotation)[0])
-    if (
-        get_origin(annotation) is Literal
-        or not get_args(annotation)
-        or get_origin(annotation) in (list, dict)
-    ):
+    if get_origin(annotation) is Literal or not get_args(annotation) or get_origin(annotation) in (list, dict):
         return [annotation]
     return [part for argument in get_args(annotation) for part in _parts(argument)]
 
@@ -165,9 +157,7 @@ def _first_line(docstring: str | None) -> str:
 
 
 def _paragraph(header: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        f"{header}  {text}".rstrip(), WIDTH, subsequent_indent="    ", break_on_hyphens=False
-    )
+    return textwrap.wrap(f"{header}  {text}".rstrip(), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _row(left: str, right: str) -> list[str]:

@@ -71,7 +71,7 @@ class ModelTable(Table):
 
     source: Text = "scratch"
     """"scratch", or a Hugging Face checkpoint directory, whose config.json then decides the shape below."""
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32"] = "float32"
     """Type of parameters, activations and gradients."""
     hidden_size: Count = 160
     """Width of the residual stream."""

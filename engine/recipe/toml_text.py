@@ -38,9 +38,7 @@ def _tables(value: Any) -> bool:
 def _write(table: dict[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
     inner = {key: value for key, value in table.items() if isinstance(value, dict)}
     lines += [
-        f"{_key(key)} = {_value(value)}"
-        for key, value in table.items()
-        if key not in inner and value is not None
+        f"{_key(key)} = {_value(value)}" for key, value in table.items() if key not in inner and value is not None
     ]
     for key, value in inner.items():
         header = ".".join(_key(part) for part in (*path, key))

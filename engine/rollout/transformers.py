@@ -7,7 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PretrainedConfig,
+)
 
 from aapa.engine.errors import UserError
 from aapa.engine.rollout.base import Rollout

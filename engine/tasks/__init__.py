@@ -53,12 +53,8 @@ def _load(name: str) -> type:
         raise UserError(f"data.task: expected {expected}, got {name!r}: {error}") from None
     factory = getattr(module, attribute, None)
     if not isinstance(factory, type):
-        raise UserError(
-            f"data.task: expected {expected}, got {name!r}: {module_name} has no class {attribute}"
-        )
+        raise UserError(f"data.task: expected {expected}, got {name!r}: {module_name} has no class {attribute}")
     missing = [method for method in _METHODS if not callable(getattr(factory, method, None))]
     if missing:
-        raise UserError(
-            f"data.task: expected a class with {', '.join(_METHODS)}, got {name!r} without {missing}"
-        )
+        raise UserError(f"data.task: expected a class with {', '.join(_METHODS)}, got {name!r} without {missing}")
     return factory

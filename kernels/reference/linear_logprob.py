@@ -24,7 +24,7 @@ from aapa.kernels.reference.vocab_parallel import (
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_TD: Tensor,
         weight_VD: Tensor,
@@ -48,7 +48,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logprob_T.clone(), entropy_T.clone()
 
     @staticmethod
-    def backward(ctx: Any, logprob_grad_T: Tensor, entropy_grad_T: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, logprob_grad_T: Tensor, entropy_grad_T: Tensor) -> Any:
         whole_TD, weight_VD, target_T, temperature_T, lse_T, entropy_T = ctx.saved_tensors
         vocab_size, group, sequence_parallel, dtype = ctx.layout
         shard = VocabShard.of(weight_VD, vocab_size, group, lse_T.dtype)

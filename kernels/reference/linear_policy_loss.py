@@ -45,7 +45,10 @@ def linear_policy_loss(
     if not wanted:
         return loss, metrics
     hidden_grad_TD = reduce_hidden_gradient(head.hidden_grad_TD, tp_group, sequence_parallel).to(hidden_TD.dtype)
-    weight_grad_VD = None if main_grad is not None else head.weight_grad_VD.to(weight_VD.dtype)
+    weight_grad_VD = None
+    if main_grad is None:
+        assert head.weight_grad_VD is not None
+        weight_grad_VD = head.weight_grad_VD.to(weight_VD.dtype)
     return _Attach.apply(hidden_TD, weight_VD, loss, hidden_grad_TD, weight_grad_VD), metrics
 
 
@@ -112,7 +115,7 @@ class _Attach(torch.autograd.Function):
     """Hands the loss on, and gives the finished gradients back when autograd comes."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_TD: Tensor,
         weight_VD: Tensor,
@@ -124,7 +127,7 @@ class _Attach(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         weight_VD, hidden_grad_TD, weight_grad_VD = ctx.saved_tensors
         if weight_grad_VD is None:
             if upstream.item() != 1.0:

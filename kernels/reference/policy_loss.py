@@ -31,7 +31,7 @@ def _component(name: str, logprob_T: Tensor, old_T: Tensor, fields: TokenFields,
     if name == "sft":
         return -logprob_T
     if name == "kl":
-        assert fields.ref_logprob_T is not None
+        assert fields.ref_logprob_T is not None and fields.kl_weight_T is not None
         active_T = fields.kl_weight_T != 0
         difference_T = torch.where(active_T, fields.ref_logprob_T.to(logprob_T.dtype) - logprob_T, 0.0)
         return torch.expm1(difference_T) - difference_T

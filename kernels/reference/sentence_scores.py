@@ -33,16 +33,12 @@ def aligned_features(
     sentences = projected_SR.shape[0]
     partner_NR = projected_ER[expert_N]
     logit_N = (projected_SR[sentence_N] * partner_NR).sum(1) / tau
-    peak_S = logit_N.new_zeros(sentences).scatter_reduce(
-        0, sentence_N, logit_N.detach(), "amax", include_self=False
-    )
+    peak_S = logit_N.new_zeros(sentences).scatter_reduce(0, sentence_N, logit_N.detach(), "amax", include_self=False)
     exp_N = (logit_N - peak_S[sentence_N]).exp()
     total_S = exp_N.new_zeros(sentences).index_add(0, sentence_N, exp_N)
     alpha_N = exp_N / total_S[sentence_N]
     aligned_SR = torch.zeros_like(projected_SR).index_add(0, sentence_N, alpha_N[:, None] * partner_NR)
-    feature_SF = torch.cat(
-        [projected_SR, aligned_SR, projected_SR - aligned_SR, projected_SR * aligned_SR], dim=1
-    )
+    feature_SF = torch.cat([projected_SR, aligned_SR, projected_SR - aligned_SR, projected_SR * aligned_SR], dim=1)
     return feature_SF, total_S.detach() > 0
 
 

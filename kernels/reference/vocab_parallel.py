@@ -23,7 +23,9 @@ class VocabShard:
     group: dist.ProcessGroup | None
 
     @classmethod
-    def of(cls, weight_VD: Tensor, vocab_size: int | None, group: dist.ProcessGroup | None, dtype: torch.dtype):
+    def of(
+        cls, weight_VD: Tensor, vocab_size: int | None, group: dist.ProcessGroup | None, dtype: torch.dtype
+    ) -> VocabShard:
         """Shard of this rank: padding rows cut off, values in the dtype of the statistics."""
         rows = weight_VD.shape[0]
         first = rows * (dist.get_rank(group) if group is not None else 0)
@@ -52,10 +54,7 @@ def statistics(logits_TV: Tensor, target_T: Tensor, shard: VocabShard) -> tuple[
     numbers per row are reduced.
     """
     rows = logits_TV.shape[0]
-    if logits_TV.shape[1]:
-        maximum_T = logits_TV.amax(-1)
-    else:
-        maximum_T = logits_TV.new_full((rows,), float("-inf"))
+    maximum_T = logits_TV.amax(-1) if logits_TV.shape[1] else logits_TV.new_full((rows,), float("-inf"))
     if shard.group is not None:
         dist.all_reduce(maximum_T, op=dist.ReduceOp.MAX, group=shard.group)
     exp_TV = (logits_TV - maximum_T[:, None]).exp()

@@ -134,9 +134,7 @@ def test_anything_else_shows_where_it_came_from(
     assert "boom" in printed
 
 
-def test_a_bad_recipe_names_file_and_field(
-    recipe: str, fake: Fake, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_recipe_names_file_and_field(recipe: str, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     calls = fake("aapa.engine.trainer", "train")
     Path(recipe).write_text(RECIPE.replace("steps = 3", "steps = 0\nmystery = 1"))
     assert cli.main(["train", recipe]) == 2
@@ -211,9 +209,7 @@ def test_help_of_train_is_a_readable_reference_without_torch() -> None:
         "import sys\nfrom aapa.engine.cli import main\ncode = main(['train', '--help'])\n"
         "print(code, {'torch', 'transformers'} & set(sys.modules))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     *page, last = result.stdout.splitlines()
     assert last == "0 set()", result.stderr
     text = "\n".join(page)

@@ -84,9 +84,7 @@ def test_directories_that_are_not_there(problems: Problems, tmp_path: Path) -> N
     (line,) = problems(f"--discriminator.source={missing}")
     assert "discriminator.source: expected a directory, got" in line
     (line,) = problems(f"--discriminator.trunk={missing}", "--discriminator.fit_after", "rl")
-    assert (
-        "discriminator.trunk: expected 'base', 'stage_start' or a directory holding config.json, got" in line
-    )
+    assert "discriminator.trunk: expected 'base', 'stage_start' or a directory holding config.json, got" in line
 
 
 @pytest.mark.parametrize(
@@ -103,9 +101,7 @@ def test_directories_that_are_not_there(problems: Problems, tmp_path: Path) -> N
         ("--stages.rl.rewards.0.function", "stages.0.rewards.0.function"),
     ],
 )
-def test_names_that_cannot_be_imported(
-    problems: Problems, word: str, field: str, name: str, reason: str
-) -> None:
+def test_names_that_cannot_be_imported(problems: Problems, word: str, field: str, name: str, reason: str) -> None:
     (line,) = problems(word, name)
     assert line.startswith(f"command line: {field}: expected something importable, got {name!r}")
     assert reason in line

@@ -47,9 +47,7 @@ def test_without_any(load: Load) -> None:
     assert load().stages[1].objective == GRPO(anchor=Anchor(weight=0.3))
 
 
-@pytest.mark.parametrize(
-    "words", [("--stages.1.steps", "20"), ("--stages.1.steps=20",), ("--stages.rl.steps", "20")]
-)
+@pytest.mark.parametrize("words", [("--stages.1.steps", "20"), ("--stages.1.steps=20",), ("--stages.rl.steps", "20")])
 def test_by_number_by_name_and_with_equals(load: Load, words: tuple[str, ...]) -> None:
     recipe = load(*words)
     assert [stage.steps for stage in recipe.stages] == [3, 20]

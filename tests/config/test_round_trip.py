@@ -90,9 +90,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
                 "decay": draw(st.sampled_from(["constant", "linear", "cosine"])),
                 "weight_decay": draw(st.floats(0, 1)),
                 "adam_eps": draw(positive),
-                "rewards": [{"function": "a.b:c", "weight": draw(st.floats(-9, 9))}]
-                if objective.needs_rewards
-                else [],
+                "rewards": [{"function": "a.b:c", "weight": draw(st.floats(-9, 9))}] if objective.needs_rewards else [],
                 "objective": objective,
             }
         )
@@ -156,9 +154,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("path", "value", "changeable"), CHANGES)
-def test_the_hash_sees_what_decides_the_outcome(
-    valid: dict[str, Any], path: str, value: Any, changeable: bool
-) -> None:
+def test_the_hash_sees_what_decides_the_outcome(valid: dict[str, Any], path: str, value: Any, changeable: bool) -> None:
     before = parse_recipe(valid)
     target: Any = valid
     *above, last = path.split(".")

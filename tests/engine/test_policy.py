@@ -22,6 +22,8 @@ from aapa.kernels import policy_loss
 from aapa.packing import pack
 
 sys.path.insert(0, str(Path(__file__).parent))
+import itertools
+
 import tiny
 
 
@@ -39,8 +41,7 @@ def policy(parallel, tied) -> MegatronPolicy:
 
 def gradients(policy: MegatronPolicy) -> dict[str, torch.Tensor]:
     return {
-        name: grad.clone()
-        for name, grad in stream(policy.model, policy.hf, policy.parallel, lambda p: p.main_grad)
+        name: grad.clone() for name, grad in stream(policy.model, policy.hf, policy.parallel, lambda p: p.main_grad)
     }
 
 
@@ -76,7 +77,7 @@ def test_gradients_equal_transformers_autograd(policy, tied):
     total = 0.0
     for batch in pack(sequences, 10_000, objective):
         parts, bounds = [], batch.cu_seqlens.tolist()
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+        for a, b in itertools.pairwise(bounds):
             parts.append(model(batch.token_T[None, a:b]).logits[0])
         logits = torch.cat(parts) / batch.temperature_T[:, None]
         logprob = logits.log_softmax(-1).gather(1, batch.target_T[:, None])[:, 0]

@@ -21,7 +21,13 @@ from aapa.engine.trainer import train
 
 PROXY = "aapa.engine.tasks.mini_if.rewards:proxy_reward"
 DATA = {"options": {"train_size": 80, "dev_size": 32, "test_size": 32, "held_out_size": 8, "corpus_size": 200}}
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def start_table() -> dict:
@@ -30,7 +36,13 @@ def start_table() -> dict:
         "name": "start",
         "model": dict(SMALL),
         "data": DATA,
-        "discriminator": {"fit_after": "sft", "prompts": 30, "steps": 20, "rollouts_per_prompt": 2, "rank": 16},
+        "discriminator": {
+            "fit_after": "sft",
+            "prompts": 30,
+            "steps": 20,
+            "rollouts_per_prompt": 2,
+            "rank": 16,
+        },
         "evaluation": {"prompts": 16, "final_prompts": 16, "every": 2},
         "stages": [
             {
@@ -41,7 +53,13 @@ def start_table() -> dict:
                 "learning_rate": 1e-2,
                 "objective": {"kind": "sft"},
             },
-            {"name": "sft", "steps": 4, "prompts_per_step": 8, "learning_rate": 1e-3, "objective": {"kind": "sft"}},
+            {
+                "name": "sft",
+                "steps": 4,
+                "prompts_per_step": 8,
+                "learning_rate": 1e-3,
+                "objective": {"kind": "sft"},
+            },
         ],
     }
 
@@ -180,9 +198,9 @@ def test_a_run_resumes_within_and_between_stages(tmp_path):
 
 
 def test_final_loads_in_transformers_generates_and_has_the_policys_logits(start, tmp_path):
+    from aapa.batch import Sequence
     from aapa.engine.policy import parallel as groups
     from aapa.engine.policy.megatron import MegatronPolicy
-    from aapa.batch import Sequence
     from aapa.packing import pack
 
     model = AutoModelForCausalLM.from_pretrained(start / "final")
@@ -212,14 +230,28 @@ def test_the_run_directory_holds_what_a_reader_needs(start):
     summary = json.loads((start / "summary.json").read_text())
     assert [row["stage"] for row in summary] == ["base", "sft"]
     for row in summary:
-        assert {"name", "seed", "pass_rate_ci", "in_language", "true_quality", "proxy_reward", "length_ratio"} <= set(row)
+        assert {
+            "name",
+            "seed",
+            "pass_rate_ci",
+            "in_language",
+            "true_quality",
+            "proxy_reward",
+            "length_ratio",
+        } <= set(row)
         assert row["pass_rate_ci"][0] <= row["pass_rate"] <= row["pass_rate_ci"][1]
     rows = read_metrics(start)
     assert sum(row["kind"] == "train" for row in rows) == 34
     base = [row["loss/sft"] for row in rows if row["kind"] == "train" and row["stage"] == "base"]
     assert base[-1] < 0.8 * base[0]
     assert any((start / "tensorboard").iterdir())
-    for name in ("report.html", "curves.png", "recipe.toml", "samples.jsonl", "discriminator/discriminator.json"):
+    for name in (
+        "report.html",
+        "curves.png",
+        "recipe.toml",
+        "samples.jsonl",
+        "discriminator/discriminator.json",
+    ):
         assert (start / name).stat().st_size > 100
 
 
@@ -238,7 +270,9 @@ def test_a_changed_discriminator_is_refused(start, tmp_path):
 def test_another_recipe_in_the_same_directory_is_refused(start):
     table = start_table()
     table["stages"][1]["learning_rate"] = 5e-3
-    with pytest.raises(UserError, match=r"stages\.1\.learning_rate: expected 0\.001 as in the run directory, got 0\.005"):
+    with pytest.raises(
+        UserError, match=r"stages\.1\.learning_rate: expected 0\.001 as in the run directory, got 0\.005"
+    ):
         train(parse_recipe(table), start)
 
 

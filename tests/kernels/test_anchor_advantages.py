@@ -20,9 +20,7 @@ def offsets(counts: list[int]) -> Tensor:
     return torch.tensor([0, *counts]).cumsum(0).int()
 
 
-def run(
-    lengths: Lengths, scores: list[float], rewards: list[float], groups: list[int], **options: Any
-) -> Any:
+def run(lengths: Lengths, scores: list[float], rewards: list[float], groups: list[int], **options: Any) -> Any:
     """The operation, with tokens given back as one list a response."""
     options = {"mean": 0.0, "std": 1.0, **options}
     cu_seqlens = offsets([sum(response) for response in lengths])
@@ -51,10 +49,7 @@ def straight_line_anchor(
     """(3.1) and (3.2) token by token."""
     left = list(scores)
     a = [[max(-clip, min(clip, (left.pop(0) - mean) / std)) for _ in response] for response in lengths]
-    tokens = [
-        [x for x, n in zip(a_i, n_i, strict=True) for _ in range(n)]
-        for a_i, n_i in zip(a, lengths, strict=True)
-    ]
+    tokens = [[x for x, n in zip(a_i, n_i, strict=True) for _ in range(n)] for a_i, n_i in zip(a, lengths, strict=True)]
     takes_part = [anchored[i] and sum(response) > 0 for i, response in enumerate(lengths)]
     result = []
     for i, response in enumerate(lengths):
@@ -73,9 +68,7 @@ def straight_line_anchor(
             if discount is None:
                 value = a[i][k] - b
             else:
-                value = math.fsum(
-                    discount ** (later - k) * (a[i][later] - b) for later in range(k, len(response))
-                )
+                value = math.fsum(discount ** (later - k) * (a[i][later] - b) for later in range(k, len(response)))
             out += [value] * n
         result.append(out)
     return result
@@ -150,18 +143,14 @@ def test_lengths_10_and_90_under_sequence_aggregation() -> None:
     _, by_sequence = run(lengths, scores, rewards, groups, aggregation="grpo")
     assert by_sequence == [[1.0 - (-0.5)] * 10, [-1.0 - 0.5] * 90, [0.0] * 20]
     # The loss's weights are 1 / (N |y_i|), so its tokens' advantages must balance.
-    assert math.fsum(math.fsum(tokens) / len(tokens) for tokens in by_sequence) == pytest.approx(
-        0.0, abs=1e-12
-    )
+    assert math.fsum(math.fsum(tokens) / len(tokens) for tokens in by_sequence) == pytest.approx(0.0, abs=1e-12)
     _, by_token = run(lengths, scores, rewards, groups, aggregation="dapo")
     assert by_token[2] == pytest.approx([0.8] * 20)
     assert by_token[0] == pytest.approx([1.0 + 90 / 110] * 10)
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=2, max_size=6), st.integers(0, 999)
-)
+@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=2, max_size=6), st.integers(0, 999))
 def test_sequence_weighted_anchor_sums_to_zero_in_a_group(lengths: Lengths, seed: int) -> None:
     scores = torch.randn(sum(map(len, lengths)), generator=torch.Generator().manual_seed(seed)).tolist()
     _, anchor = run(lengths, scores, [0.0] * len(lengths), [3] * len(lengths), aggregation="grpo")

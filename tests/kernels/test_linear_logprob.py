@@ -1,4 +1,4 @@
-"""`linear_logprob` against torch's own log-softmax, values and gradients, in one process and over a split vocabulary."""
+"""`linear_logprob` against torch's own log-softmax, values and gradients."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def inputs(tokens: int, hidden_size: int, vocab: int, padding: int, seed: int, d
 def test_values_and_gradients_match_whole_logits(tokens, hidden_size, vocab, padding, seed):
     hidden, weight, target, temperature = inputs(tokens, hidden_size, vocab, padding, seed)
     ours, theirs = [(h.clone().requires_grad_(), w.clone().requires_grad_()) for h, w in [(hidden, weight)] * 2]
-    logprob, entropy = linear_logprob(
-        *ours, target, temperature=temperature, entropy=True, vocab_size=vocab
-    )
+    logprob, entropy = linear_logprob(*ours, target, temperature=temperature, entropy=True, vocab_size=vocab)
     expected_logprob, expected_entropy = naive(*theirs, target, temperature, vocab)
     torch.testing.assert_close(logprob, expected_logprob, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-10, atol=1e-10)

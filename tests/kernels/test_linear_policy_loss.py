@@ -1,4 +1,4 @@
-"""`linear_policy_loss` against autograd through `linear_logprob` and `policy_loss`, and the contract of its gradients."""
+"""`linear_policy_loss` against autograd through its parts, and the contract of its gradients."""
 
 from __future__ import annotations
 

@@ -11,7 +11,11 @@ from aapa.kernels import linear_logprob, reference_head
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), width=st.integers(1, 6), seed=st.integers(0, 99))
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    width=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
 def test_means_and_logprobs(lengths, width, seed):
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(sum(lengths), width, generator=g, dtype=torch.float64)
@@ -19,7 +23,9 @@ def test_means_and_logprobs(lengths, width, seed):
     target = torch.randint(0, 5, (sum(lengths),), generator=g)
     cu = torch.tensor([0, *lengths]).cumsum(0).int()
     logprob, means = reference_head(hidden, weight, target, cu)
-    expected = torch.stack([hidden[a:b].sum(0) / (b - a) for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)])
+    expected = torch.stack(
+        [hidden[a:b].sum(0) / (b - a) for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)]
+    )
     torch.testing.assert_close(means, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(logprob, linear_logprob(hidden, weight, target)[0])
 

@@ -19,9 +19,7 @@ def random_head(seed: int = 0, tau: float = 0.7) -> SentenceHead:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    return SentenceHead(
-        draw(RANK, HIDDEN), draw(RANK), draw(WIDTH, 4 * RANK), draw(WIDTH), draw(WIDTH), draw(), tau
-    )
+    return SentenceHead(draw(RANK, HIDDEN), draw(RANK), draw(WIDTH, 4 * RANK), draw(WIDTH), draw(WIDTH), draw(), tau)
 
 
 def offsets(counts: list[int]) -> Tensor:
@@ -45,9 +43,7 @@ def straight_line(u: list[float], experts: list[list[float]], head: SentenceHead
     raw = [math.exp(dot(pu, e) / head.tau) for e in pe]
     alpha = [r / math.fsum(raw) for r in raw]
     m = [math.fsum(a * e[r] for a, e in zip(alpha, pe, strict=True)) for r in range(RANK)]
-    features = (
-        pu + m + [a - b for a, b in zip(pu, m, strict=True)] + [a * b for a, b in zip(pu, m, strict=True)]
-    )
+    features = pu + m + [a - b for a, b in zip(pu, m, strict=True)] + [a * b for a, b in zip(pu, m, strict=True)]
     score = weight["output_bias"]
     for row, bias, out in zip(
         weight["hidden_weight_HF"], weight["hidden_bias_H"], weight["output_weight_H"], strict=True
@@ -77,9 +73,7 @@ def test_equation_2_1_on_ragged_groups(groups: list[tuple[int, int]], seed: int)
     ]
     score_S = sentence_scores(u, cu_group, e, cu_expert, head)
     assert score_S.dtype == torch.float64
-    torch.testing.assert_close(
-        score_S, torch.tensor(expected, dtype=torch.float64).view(-1), rtol=1e-11, atol=1e-11
-    )
+    torch.testing.assert_close(score_S, torch.tensor(expected, dtype=torch.float64).view(-1), rtol=1e-11, atol=1e-11)
 
 
 def test_a_group_does_not_depend_on_the_others() -> None:

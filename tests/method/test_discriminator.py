@@ -60,9 +60,7 @@ class ToyTrunk:
         self.memory = memory
         self.embedding_VD = torch.randn(len(VOCABULARY), HIDDEN, generator=torch.Generator().manual_seed(0))
 
-    def sentence_states(
-        self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]
-    ) -> Tensor:
+    def sentence_states(self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]) -> Tensor:
         states = [torch.zeros(0, HIDDEN)]
         for prompt, response, cu in zip(prompts, responses, cu_sents, strict=True):
             token_TD = self.embedding_VD[prompt + response]
@@ -178,9 +176,7 @@ def test_leaving_only_the_positive_out_would_leak() -> None:
     # prompt's.
     set_B = torch.searchsorted(pool.experts.start_G, pairs.row_2B[:4000], right=True) - 1
     size_2B = pairs.cu_expert.diff()
-    leaking = draw_sets(
-        pool, pairs.row_2B, set_B.repeat(2), is_positive, size_2B, torch.Generator().manual_seed(1)
-    )
+    leaking = draw_sets(pool, pairs.row_2B, set_B.repeat(2), is_positive, size_2B, torch.Generator().manual_seed(1))
     assert nearness_auc(*leaking) > 0.6
     assert nearness_auc(pairs.expert_E, pairs.cu_expert) < 0.55
 
@@ -242,9 +238,7 @@ def test_the_nearest_sentence_is_left_out() -> None:
     everything = set(pool.experts.rows(2).tolist())
     for b, row in enumerate(row_B.tolist()):
         left_out = everything - set(expert_E[cu_expert[b] : cu_expert[b + 1]].tolist())
-        cosine = {
-            e: float(torch.cosine_similarity(pool.state_SD[row], pool.state_SD[e], 0)) for e in everything
-        }
+        cosine = {e: float(torch.cosine_similarity(pool.state_SD[row], pool.state_SD[e], 0)) for e in everything}
         assert left_out == {max(cosine, key=lambda e: cosine[e])}
         assert row not in everything or left_out == {row}
 
@@ -252,9 +246,7 @@ def test_the_nearest_sentence_is_left_out() -> None:
 def test_one_sentence_and_no_second_expert_gives_no_positive() -> None:
     item = FitMaterial([22], [encode("w1 w2.")], [encode("w3 w4.")])
     assert make_pool([item] * 3).contrasts().shape == (0, 2)
-    with pytest.raises(
-        ValueError, match="^material: expected a second expert response or one of two sentences"
-    ):
+    with pytest.raises(ValueError, match="^material: expected a second expert response or one of two sentences"):
         fit([item] * 8)
 
 
@@ -283,9 +275,7 @@ def test_calibration_is_that_of_held_out_rollouts() -> None:
     for item in held_out:
         expert = trunk.sentence_states([item.prompt], item.experts[:1], spans(item.experts[:1], TABLE))
         own = trunk.sentence_states([item.prompt] * 3, item.rollouts, spans(item.rollouts, TABLE))
-        scores.append(
-            discriminator.score(own, torch.tensor([0, len(own)]), expert, torch.tensor([0, len(expert)]))
-        )
+        scores.append(discriminator.score(own, torch.tensor([0, len(own)]), expert, torch.tensor([0, len(expert)])))
     score_S = torch.cat(scores).double()
     assert discriminator.mean == pytest.approx(float(score_S.mean()), rel=1e-4)
     assert discriminator.std == pytest.approx(float(score_S.std()), rel=1e-4)
@@ -295,9 +285,7 @@ def test_no_gradient_flows_into_or_through_a_discriminator() -> None:
     for kind in ("sentence", "cosine"):
         discriminator, _ = fit(make_material(10), replace(QUICK, steps=2, kind=kind))  # type: ignore[arg-type]
         sentence_SD = torch.randn(3, HIDDEN, requires_grad=True)
-        score_S = discriminator.score(
-            sentence_SD, torch.tensor([0, 3]), torch.randn(2, HIDDEN), torch.tensor([0, 2])
-        )
+        score_S = discriminator.score(sentence_SD, torch.tensor([0, 3]), torch.randn(2, HIDDEN), torch.tensor([0, 2]))
         assert not score_S.requires_grad
         assert not any(value.requires_grad for value in discriminator.tensors().values())
 
@@ -375,7 +363,5 @@ def test_material_is_checked() -> None:
         fit([replace(material[0], prompt=[])])
     with pytest.raises(ValueError, match="^material: expected 2 prompts or more on either side"):
         fit(material[:3])
-    with pytest.raises(
-        ValueError, match="^material: expected 2 sentences or more of held-out rollouts, got 0"
-    ):
+    with pytest.raises(ValueError, match="^material: expected 2 sentences or more of held-out rollouts, got 0"):
         fit([replace(item, rollouts=[[]]) for item in material], replace(QUICK, steps=2))

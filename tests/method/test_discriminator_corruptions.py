@@ -32,9 +32,9 @@ def bytes_tokenizer() -> tuple[PreTrainedTokenizerFast, SentenceTable]:
     vocabulary = {"<eos>": EOS, **{c: i + 1 for i, c in enumerate(alphabet)}}
     merges = []
     for character in sorted(set(TEXTS[4])):
-        first, second, third = pre_tokenizers.ByteLevel(
-            add_prefix_space=False, use_regex=False
-        ).pre_tokenize_str(character)[0][0]
+        first, second, third = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(
+            character
+        )[0][0]
         for left, right in ((first, second), (first + second, third)):
             if left + right not in vocabulary:
                 vocabulary[left + right] = len(vocabulary)
@@ -103,8 +103,7 @@ def test_what_is_true_of_every_kind(index: int, kind: str, seed: int) -> None:
 def test_repetition_says_a_sentence_again() -> None:
     for damaged in many(0, "repetition"):
         assert set(negatives(damaged)) <= {
-            " " + said
-            for said in ("Tea can be warm.", "It gives steam to children.", "So share tea at night.")
+            " " + said for said in ("Tea can be warm.", "It gives steam to children.", "So share tea at night.")
         }
         assert 1 <= len(negatives(damaged)) <= 3
     listed = {text for damaged in many(1, "repetition") for text in negatives(damaged)}
@@ -146,21 +145,14 @@ def test_truncation_drops_words_or_breaks_off() -> None:
 def test_words_are_shuffled_doubled_and_substituted(index: int) -> None:
     own = TEXTS[index].split()
     for damaged in many(index, "shuffled_words"):
-        assert sorted(text_of(damaged).replace(".", "").split()) == sorted(
-            TEXTS[index].replace(".", "").split()
-        )
+        assert sorted(text_of(damaged).replace(".", "").split()) == sorted(TEXTS[index].replace(".", "").split())
     for damaged in many(index, "duplicated_words"):
         words = text_of(damaged).split()
         assert len(words) > len(own)
         assert {word.strip(".") for word in words} == {word.strip(".") for word in own}
     for damaged in many(index, "substituted_words"):
         assert len(text_of(damaged).split()) == len(own)
-        foreign = {
-            word
-            for other, owner in zip(TEXTS, OWNERS, strict=True)
-            if owner != index
-            for word in other.split()
-        }
+        foreign = {word for other, owner in zip(TEXTS, OWNERS, strict=True) if owner != index for word in other.split()}
         new = {word.strip(".") for word in text_of(damaged).split()} - {word.strip(".") for word in own}
         assert new <= {word.strip(".!") for word in foreign} | {"茶は温かい", *"茶は温かい雨静だ"}
 
@@ -171,9 +163,7 @@ def test_wrong_case_and_other_topics() -> None:
         assert text_of(damaged).lower() == TEXTS[0].lower()
     for damaged in many(0, "other_topic"):
         for text in negatives(damaged):
-            assert not any(
-                text.strip() == sentence for sentence in ("Tea can be warm.", "So share tea at night.")
-            )
+            assert not any(text.strip() == sentence for sentence in ("Tea can be warm.", "So share tea at night."))
             body = SentenceText.of(text).body
             assert any(body in other for other in TEXTS[1:]), "a sentence of another prompt"
 

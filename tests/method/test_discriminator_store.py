@@ -125,10 +125,7 @@ def test_the_hash_changes_with_everything_that_decides_a_score() -> None:
         replace(base, std=1.6),
         replace(base, granularity="response"),
         replace(base, head=replace(base.head, tau=0.6)),
-        *(
-            replace(base, origin=replace(ORIGIN, **change))
-            for change in ({"trunk": "x"}, {"layer": 0}, {"table": "y"})
-        ),  # type: ignore[arg-type]
+        *(replace(base, origin=replace(ORIGIN, **change)) for change in ({"trunk": "x"}, {"layer": 0}, {"table": "y"})),  # type: ignore[arg-type]
     ]
     for name, value in weights.items():
         moved = value.clone()
@@ -149,9 +146,7 @@ class CountingTrunk:
     def __init__(self, trunk_hash: str = "trunk-0") -> None:
         self.hash, self.calls = trunk_hash, 0
 
-    def sentence_states(
-        self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]
-    ) -> Tensor:
+    def sentence_states(self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]) -> Tensor:
         self.calls += len(responses)
         return torch.tensor(
             [

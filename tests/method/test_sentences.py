@@ -97,9 +97,7 @@ def abstract(size: int) -> Language:
 @cache
 def emoji(regex: bool) -> Language:
     """These share their first three bytes, so merges end inside them."""
-    return Language.of(
-        [f"a. {face}b!{face}" for face in "😀😂😅😄😎😍😊😉"] * 9 + ["é. é", "。😀"], 300, regex
-    )
+    return Language.of([f"a. {face}b!{face}" for face in "😀😂😅😄😎😍😊😉"] * 9 + ["é. é", "。😀"], 300, regex)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,9 +111,7 @@ def test_hand_made_cases(case: str) -> None:
 
 
 def test_a_boundary_inside_a_token_moves_to_its_end() -> None:
-    whole = Tokenizer(
-        models.WordLevel({"one": 0, ". two": 1, " three": 2, ".": 3, '."\n': 4, "<eos>": 5}, "one")
-    )
+    whole = Tokenizer(models.WordLevel({"one": 0, ". two": 1, " three": 2, ".": 3, '."\n': 4, "<eos>": 5}, "one"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<eos>")
     table = build_sentence_table(tokenizer)
     # "one. two three." has a boundary behind "one.", in the middle of a token.
@@ -144,9 +140,7 @@ def test_tokens_are_cut_where_their_characters_are(text: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.sampled_from([*"ab .!?\n", "😀", "😂", "é", "👩‍🚀", "。", "ñ."]), max_size=30), st.booleans()
-)
+@given(st.lists(st.sampled_from([*"ab .!?\n", "😀", "😂", "é", "👩‍🚀", "。", "ñ."]), max_size=30), st.booleans())
 def test_no_character_is_ever_split(parts: list[str], regex: bool) -> None:
     """Tokens that hold parts of characters, some of them behind a stop and a blank, never part them."""
     found = emoji(regex).sentences(emoji(regex).encode("".join(parts)))
@@ -157,9 +151,7 @@ def test_no_character_is_ever_split(parts: list[str], regex: bool) -> None:
 
 def test_the_emoji_tokenizer_has_tokens_that_end_inside_a_character_behind_a_stop() -> None:
     """Else the test above would test nothing."""
-    assert any(
-        b". \xf0" in text and text.decode(errors="ignore").encode() != text for text in emoji(False).texts
-    )
+    assert any(b". \xf0" in text and text.decode(errors="ignore").encode() != text for text in emoji(False).texts)
 
 
 @settings(max_examples=60, deadline=None)
@@ -205,9 +197,7 @@ def test_metaspace_and_byte_fallback() -> None:
         "I": 8,
     }
     backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     assert vocabulary_bytes(tokenizer)[2:8] == [b" Hi", b".", b" you", b"\n", b"\xe3", b" "]
     table = build_sentence_table(tokenizer)

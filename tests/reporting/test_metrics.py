@@ -131,9 +131,7 @@ def test_evaluation_of_the_checkpointed_step_is_not_shown_twice(tmp_path: Path) 
     with MetricsLog(tmp_path, offset) as resumed:
         resumed.write("eval", "rl", 3, 3, {"eval/pass_rate": 0.2})
     board = board_of(tmp_path)
-    assert [(event.step, event.value) for event in board.Scalars("eval/pass_rate")] == [
-        (3, pytest.approx(0.2))
-    ]
+    assert [(event.step, event.value) for event in board.Scalars("eval/pass_rate")] == [(3, pytest.approx(0.2))]
     # The row which the log kept of that step is kept by TensorBoard too.
     assert [event.step for event in board.Scalars("loss/total")] == [1, 2, 3]
     assert Counter(row["kind"] for row in read_metrics(tmp_path)) == {"train": 3, "eval": 1}
@@ -222,9 +220,7 @@ def test_a_missing_log_is_named(tmp_path: Path) -> None:
 
 def test_samples_come_back(tmp_path: Path) -> None:
     sentences = (ScoredSentence("First\u2028one.", -1.25), ScoredSentence(" More\x85.", None))
-    sample = Sample(
-        "rl", 5, "prompt\nof two lines", "First\u2028one. More\x85.", "expert", 1.0, True, sentences
-    )
+    sample = Sample("rl", 5, "prompt\nof two lines", "First\u2028one. More\x85.", "expert", 1.0, True, sentences)
     with SampleLog(tmp_path) as log:
         log.write(sample)
         offset = log.position()

@@ -51,9 +51,7 @@ def near(pixels: np.ndarray, colour: str) -> int:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_curves_of_two_runs_are_drawn(make_run: Any, tmp_path: Path, theme: Any) -> None:
-    runs = {
-        name: read_metrics(make_run(name, weight=weight)) for name, weight in (("grpo", 0.0), ("a-grpo", 1.0))
-    }
+    runs = {name: read_metrics(make_run(name, weight=weight)) for name, weight in (("grpo", 0.0), ("a-grpo", 1.0))}
     pixels = imread(plot_curves(runs, tmp_path / "new" / "curves.png", theme=theme))
     assert pixels.shape[0] > 600
     assert pixels.shape[1] > 1000
@@ -95,8 +93,7 @@ def test_pass_rate_has_its_interval(tmp_path: Path, figures: list[Figure]) -> No
     header = {"kind": "eval", "stage": "sft", "step": 1}
     rows = [
         header | {"global_step": 5, "eval/pass_rate": 0.25, "eval/prompts": 64},
-        header
-        | {"global_step": 9, "eval/pass_rate": 0.5, "eval/pass_rate_low": 0.3, "eval/pass_rate_high": 0.7},
+        header | {"global_step": 9, "eval/pass_rate": 0.5, "eval/pass_rate_low": 0.3, "eval/pass_rate_high": 0.7},
         header | {"global_step": 12, "eval/pass_rate": 0.75},
         {"kind": "train", "stage": "sft", "step": 1, "global_step": 3, "eval/pass_rate": 0.99},
     ]
@@ -105,17 +102,13 @@ def test_pass_rate_has_its_interval(tmp_path: Path, figures: list[Figure]) -> No
     assert axis.lines[0].get_xydata().tolist() == [[5, 0.25], [9, 0.5], [12, 0.75]]
     (bars,) = axis.collections
     low, high = wilson_interval(16, 64)
-    assert np.array(bars.get_segments()) == pytest.approx(
-        np.array([[[5, low], [5, high]], [[9, 0.3], [9, 0.7]]])
-    )
+    assert np.array(bars.get_segments()) == pytest.approx(np.array([[[5, low], [5, high]], [[9, 0.3], [9, 0.7]]]))
 
 
 def test_splits_are_lines_of_their_own(tmp_path: Path, figures: list[Figure]) -> None:
     header = {"kind": "eval", "stage": "sft", "step": 1}
     shown = [(5, 0.25, "dev"), (5, 0.5, "test"), (9, 0.3, "dev"), (9, 0.6, "test"), (9, 0.1, "odd")]
-    rows = [
-        header | {"global_step": step, "eval/pass_rate": rate, "split": split} for step, rate, split in shown
-    ]
+    rows = [header | {"global_step": step, "eval/pass_rate": rate, "split": split} for step, rate, split in shown]
     plot_curves({"run": rows}, tmp_path / "c.png")
     (axis,) = figures[0].axes
     assert axis.get_title(loc="left") == "Held-out pass rate  ● dev  ◆ odd  ■ test"
@@ -126,9 +119,7 @@ def test_splits_are_lines_of_their_own(tmp_path: Path, figures: list[Figure]) ->
 def test_long_curves_are_smoothed_within_the_stage(tmp_path: Path, figures: list[Figure]) -> None:
     values = [float(step % 2) for step in range(200)]
     plot_curves({"run": train_rows("rl", 1, values)}, tmp_path / "c.png")
-    thick, thin = sorted(
-        axis_of(figures[0], "Training reward, mean").lines, key=lambda line: -line.get_linewidth()
-    )
+    thick, thin = sorted(axis_of(figures[0], "Training reward, mean").lines, key=lambda line: -line.get_linewidth())
     assert list(thin.get_ydata()) == values
     middle = np.array(thick.get_ydata()[20:-20])
     assert np.abs(middle - 0.5).max() < 0.1
@@ -166,9 +157,7 @@ def test_one_point_and_constant_curves_have_an_axis(tmp_path: Path, figures: lis
     assert axis_of(figures[0], "Training reward, mean").lines[0].get_marker() == "o"
 
 
-def test_figures_over_magnitudes_are_logarithmic_but_for_an_outlier(
-    tmp_path: Path, figures: list[Figure]
-) -> None:
+def test_figures_over_magnitudes_are_logarithmic_but_for_an_outlier(tmp_path: Path, figures: list[Figure]) -> None:
     wide = [10.0 ** (step / 20 - 3) for step in range(100)]
     outlier = [1.0] * 99 + [1e-4]
     for values in (wide, outlier):

@@ -71,9 +71,7 @@ def assert_self_contained(page: Page, source: str) -> None:
         assert tag not in ("script", "iframe", "object", "embed", "link", "base", "form"), tag
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "srcset", "href", "data", "poster", "action"):
-            assert (
-                attributes.get(name, "data:").startswith("data:image/png;base64,") or name not in attributes
-            )
+            assert attributes.get(name, "data:").startswith("data:image/png;base64,") or name not in attributes
     assert "url(" not in source
     assert "@import" not in source
     assert any("default-src 'none'" in values.get("content", "") for _, values in page.tags)
@@ -159,11 +157,7 @@ def test_seeds_are_summarised(make_run: Any) -> None:
     dirs = [make_run(f"{arm}-s{seed}", seed, weight, arm) for arm, weight in arms for seed in (0, 1, 2)]
     page = page_of(write_report(dirs))
     rates = {
-        arm: [
-            json.loads((run / "summary.json").read_text())[-1]["pass_rate"]
-            for run in dirs
-            if arm in run.name[:4]
-        ]
+        arm: [json.loads((run / "summary.json").read_text())[-1]["pass_rate"] for run in dirs if arm in run.name[:4]]
         for arm in ("grpo", "a-gr")
     }
     mean = sum(rates["grpo"]) / 3
@@ -177,8 +171,7 @@ def test_seeds_are_summarised(make_run: Any) -> None:
 
 
 HOSTILE = (
-    "</p><script>alert('x')</script><img src=x onerror=alert(1)> & "
-    '"quoted" https://example.org/a.js \x00\x1b[31m'
+    "</p><script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\" https://example.org/a.js \x00\x1b[31m"
 )
 
 
@@ -210,9 +203,7 @@ def test_sentences_are_coloured_by_score(tmp_path: Path) -> None:
     page = page_of(write_report([tmp_path / "run"]))
     shown = {text: values for values, text in page.spans if text in dict(scores)}
     strength = {
-        text: float(values["style"].removeprefix("--a:"))
-        for text, values in shown.items()
-        if "style" in values
+        text: float(values["style"].removeprefix("--a:")) for text, values in shown.items() if "style" in values
     }
     assert [shown[text]["class"].split()[-1] for text, _ in scores] == [
         "minus",

@@ -45,9 +45,7 @@ def test_wilson_holds_the_share_and_mirrors(counts: tuple[int, int]) -> None:
     assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "level"), [(-1, 4, 0.95), (5, 4, 0.95), (0, -1, 0.95), (1, 2, 1.0)]
-)
+@pytest.mark.parametrize(("successes", "n", "level"), [(-1, 4, 0.95), (5, 4, 0.95), (0, -1, 0.95), (1, 2, 1.0)])
 def test_wilson_refuses(successes: int, n: int, level: float) -> None:
     with pytest.raises(ValueError, match="expected"):
         wilson_interval(successes, n, level)

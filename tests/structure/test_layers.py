@@ -93,9 +93,7 @@ def test_a_second_folder_for_a_dependency_is_found(tmp_path: Path) -> None:
     for folder in ("engine/rollout", "engine/serving"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.py").write_text("import vllm")
-    assert violations(tmp_path) == [
-        "vllm is imported by ['engine/rollout', 'engine/serving']: more than one folder"
-    ]
+    assert violations(tmp_path) == ["vllm is imported by ['engine/rollout', 'engine/serving']: more than one folder"]
 
 
 def test_allowed_imports_pass(tmp_path: Path) -> None:

@@ -15,17 +15,13 @@ import aapa
 
 ROOT = Path(__file__).resolve().parents[2]
 # Prints where both packages come from; found, not imported, for the kernels need torch and -S has none.
-LOCATE = (
-    "import importlib.util as u; print(*(u.find_spec(f'aapa.{n}').origin for n in ('engine.cli', 'kernels')))"
-)
+LOCATE = "import importlib.util as u; print(*(u.find_spec(f'aapa.{n}').origin for n in ('engine.cli', 'kernels')))"
 FILES = ("engine/cli.py", "kernels/__init__.py")
 
 
 def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **environment}
-    return subprocess.run(
-        list(words), cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+    return subprocess.run(list(words), cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def copy_sources(target: Path) -> None:
@@ -99,9 +95,7 @@ def test_wheel(tmp_path: Path) -> None:
     source.mkdir()
     copy_sources(source)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    build = run(
-        *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source), cwd=tmp_path
-    )
+    build = run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source), cwd=tmp_path)
     assert build.returncode == 0, build.stderr
     (wheel,) = wheels.glob("aapa-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

@@ -73,11 +73,7 @@ def oracle(text: str, topic: str) -> bool:
     if not re.fullmatch("s?o[mk]{1,4}ce?", roles) or roles.count("k") > 3:
         return False
     keywords = {word for word in re.findall("[a-z]+", text.lower()) if word in g.KEYWORDS}
-    return (
-        len(keywords) <= 1
-        and len(set(sentences)) == len(sentences)
-        and len(re.findall("[A-Za-z]+", text)) <= 40
-    )
+    return len(keywords) <= 1 and len(set(sentences)) == len(sentences) and len(re.findall("[A-Za-z]+", text)) <= 40
 
 
 def damage(text: str, topic: str, rng: Random) -> str:
@@ -97,9 +93,7 @@ def damage(text: str, topic: str, rng: Random) -> str:
     elif kind == 4:
         tokens = sentences[where].split(" ")
         domain = g.TOPICS[rng.choice((topic, *g.TOPICS))]
-        tokens[rng.randrange(len(tokens))] = rng.choice(
-            (*domain.adjectives, *domain.nouns, *domain.verbs, *g.KEYWORDS)
-        )
+        tokens[rng.randrange(len(tokens))] = rng.choice((*domain.adjectives, *domain.nouns, *domain.verbs, *g.KEYWORDS))
         sentences[where] = " ".join(tokens)
     elif kind == 5:
         sentences[where] = sentences[where].swapcase()
@@ -223,6 +217,4 @@ def test_sentences_have_one_role_and_plain_spacing() -> None:
         assert len(sentences) == len(set(sentences)) == len(sentence_roles(topic)) - 8
         assert all(g.word_count([s]) == len(words(s)) and s == s.lower() and "." not in s for s in sentences)
         plain = g.topic_grammar(topic, commas=False)
-        assert not any(
-            "," in s for group in (plain.openings, plain.middles, plain.closings) for e in group for s in e
-        )
+        assert not any("," in s for group in (plain.openings, plain.middles, plain.closings) for e in group for s in e)

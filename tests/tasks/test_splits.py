@@ -137,16 +137,12 @@ def test_splits_are_equally_distributed(task: MiniIF, split: str, feature: str) 
 
 
 def test_both_experts_follow_one_distribution(task: MiniIF) -> None:
-    free = [
-        e for e in task.examples("train") if not kinds(e) & {"start_phrase", "end_phrase", "keyword_count"}
-    ]
+    free = [e for e in task.examples("train") if not kinds(e) & {"start_phrase", "end_phrase", "keyword_count"}]
     features: dict[str, Callable[[str], float]] = {
         "words": lambda text: len(words(text)),
         "commas": lambda text: text.count(","),
         "sentences": lambda text: text.count("."),
-        "phrase": lambda text: float(
-            text.lower().endswith(("about it.", "is all.", "the day.", "me again."))
-        ),
+        "phrase": lambda text: float(text.lower().endswith(("about it.", "is all.", "the day.", "me again."))),
         "keyword": lambda text: float("river" in text or "lamp" in text or "stone" in text),
     }
     for name, feature in features.items():

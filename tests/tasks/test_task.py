@@ -93,9 +93,7 @@ def test_by_name_and_by_path(own_module: str) -> None:
         ("mini-if", {"seed": -1}, r"^seed: expected an integer of at least 0, got -1"),
     ],
 )
-def test_bad_names_and_options_are_refused(
-    own_module: str, name: str, options: dict[str, Any], message: str
-) -> None:
+def test_bad_names_and_options_are_refused(own_module: str, name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_task(name, options)
 
@@ -106,9 +104,7 @@ def test_a_fault_inside_the_users_module_is_not_hidden(own_module: str) -> None:
 
 
 def test_unknown_split_is_refused(task: MiniIF) -> None:
-    with pytest.raises(
-        ValueError, match=r"^split: expected one of train, dev, test, held_out, got 'validation'"
-    ):
+    with pytest.raises(ValueError, match=r"^split: expected one of train, dev, test, held_out, got 'validation'"):
         task.examples("validation")
 
 
@@ -204,7 +200,5 @@ def test_everything_but_the_tokenizer_works_without_torch() -> None:
         "task.judge(examples, [e.experts[0] for e in examples], [True] * 5)\n"
         "print(sorted({'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -33,12 +33,8 @@ def _domain(topics: str, adjectives: str, nouns: str, verbs: str) -> Domain:
 
 
 DOMAINS: Final[tuple[Domain, ...]] = (
-    _domain(
-        "tea bread soup honey", "warm sweet fresh simple", "steam flavor comfort salt", "taste share serve"
-    ),
-    _domain(
-        "rain wind snow moss", "gentle wild quiet cold", "water silence green light", "watch follow welcome"
-    ),
+    _domain("tea bread soup honey", "warm sweet fresh simple", "steam flavor comfort salt", "taste share serve"),
+    _domain("rain wind snow moss", "gentle wild quiet cold", "water silence green light", "watch follow welcome"),
     _domain(
         "pottery sewing carving painting",
         "patient careful steady bright",

@@ -34,9 +34,7 @@ def sentence_roles(topic: str) -> Mapping[str, str]:
     grammar = topic_grammar(topic)
     expansions = [("o", grammar.openings), ("m", grammar.middles), ("c", grammar.closings)]
     expansions += [("k", keyword) for keyword in grammar.keyword_middles.values()]
-    roles = {
-        sentence: role for role, templates in expansions for expansion in templates for sentence in expansion
-    }
+    roles = {sentence: role for role, templates in expansions for expansion in templates for sentence in expansion}
     return roles | dict.fromkeys(START_PHRASES, "s") | dict.fromkeys(END_PHRASES, "e")
 
 

@@ -123,9 +123,7 @@ def sample_split(split: str, size: int, seed: int) -> list[Example]:
         prompt = format_prompt(topic, constraints)
         misses += 1
         if misses > _PATIENCE:
-            raise UserError(
-                f"{split}_size: expected at most about {len(examples)} (all its prompts), got {size}"
-            )
+            raise UserError(f"{split}_size: expected at most about {len(examples)} (all its prompts), got {size}")
         if prompt in seen or split_of(prompt, constraints) != split:
             continue
         seen.add(prompt)

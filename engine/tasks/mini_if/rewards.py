@@ -45,6 +45,5 @@ def proxy_reward(
     Arguments are those of `true_reward`.
     """
     return [
-        float(proxy_met(text, map(from_column, asked)))
-        for text, asked in zip(completions, constraints, strict=True)
+        float(proxy_met(text, map(from_column, asked))) for text, asked in zip(completions, constraints, strict=True)
     ]

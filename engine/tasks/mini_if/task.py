@@ -75,9 +75,7 @@ class MiniIF:
         """Return unlabelled texts, 70 % in the experts' language, none an expert of an evaluation split."""
         if self._corpus is None:
             splits = ("dev", "test", "held_out")
-            hidden = {
-                text for split in splits for example in self.examples(split) for text in example.experts
-            }
+            hidden = {text for split in splits for example in self.examples(split) for text in example.experts}
             rng = Random(f"{self.name}/{self.seed}/corpus")
             texts: list[str] = []
             while len(texts) < self.corpus_size:
