@@ -45,10 +45,10 @@ demo: $(STAMP)
 	$(BIN)/aapa demo
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -45,6 +45,7 @@ class Arm:
     anchored: bool = False
 
 
+START = Arm("start", "demo-start")
 ARMS = (Arm("grpo", "demo-grpo"), Arm("a-grpo", "demo-a-grpo", anchored=True))
 _ON_TRUE_REWARD = ("--stages.rl.rewards.0.function", TRUE_REWARD)
 FULL_ARMS = (
@@ -78,7 +79,7 @@ def run_demo(output: Path, full: bool = False, seeds: Sequence[int] | None = Non
     output.mkdir(parents=True, exist_ok=True)
     start = output / "start"
     cores = str(max(1, min(SIDE_BY_SIDE, os.cpu_count() or 1)))
-    _run_jobs([Job("start", start, ("demo-start", "--parallel.threads", cores))], output)
+    _run_jobs([Job("start", start, (START.recipe, "--parallel.threads", cores, *START.overrides))], output)
     jobs = [_arm_job(arm, seed, output, start) for seed in chosen for arm in arms]
     _run_jobs(jobs, output)
     _compare(output, start, jobs, time.monotonic() - began)
