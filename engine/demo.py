@@ -50,9 +50,9 @@ ARMS = (Arm("grpo", "demo-grpo"), Arm("a-grpo", "demo-a-grpo", anchored=True))
 _ON_TRUE_REWARD = ("--stages.rl.rewards.0.function", TRUE_REWARD)
 FULL_ARMS = (
     *ARMS,
-    Arm("a-grpo-large", "demo-a-grpo", ("--stages.rl.objective.anchor.weight", "10.0"), anchored=True),
+    Arm("a-grpo-large", "demo-a-grpo", ("--stages.rl.objective.anchor.weight", "25.0"), anchored=True),
     Arm("grpo-true", "demo-grpo", _ON_TRUE_REWARD),
-    Arm("a-grpo-true", "demo-a-grpo", _ON_TRUE_REWARD, anchored=True),
+    Arm("a-grpo-true", "demo-a-grpo", (*_ON_TRUE_REWARD, "--stages.rl.objective.anchor.weight", "0.3"), anchored=True),
     Arm("sft-continued", "demo-sft-continued"),
 )
 
