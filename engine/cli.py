@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"interrupted: {error}")
         return INTERRUPTED
     except KeyboardInterrupt:
-        _say("interrupted before anything was saved")
+        _say("interrupted; what was saved before stays")
         return OTHER
     except TrainingFault as error:
         _say(f"training fault: {error}")

@@ -50,10 +50,10 @@ ARMS = (Arm("grpo", "demo-grpo"), Arm("a-grpo", "demo-a-grpo", anchored=True))
 _ON_TRUE_REWARD = ("--stages.rl.rewards.0.function", TRUE_REWARD)
 FULL_ARMS = (
     *ARMS,
-    Arm("a-grpo-large", "demo-a-grpo", ("--stages.rl.objective.anchor.weight", "25.0"), anchored=True),
     Arm("grpo-true", "demo-grpo", _ON_TRUE_REWARD),
     Arm("a-grpo-true", "demo-a-grpo", (*_ON_TRUE_REWARD, "--stages.rl.objective.anchor.weight", "0.3"), anchored=True),
     Arm("sft-continued", "demo-sft-continued"),
+    Arm("a-grpo-large", "demo-a-grpo", ("--stages.rl.objective.anchor.weight", "25.0"), anchored=True),
 )
 
 
@@ -80,7 +80,7 @@ def run_demo(output: Path, full: bool = False, seeds: Sequence[int] | None = Non
     start = output / "start"
     cores = str(max(1, min(SIDE_BY_SIDE, os.cpu_count() or 1)))
     _run_jobs([Job("start", start, (START.recipe, "--parallel.threads", cores, *START.overrides))], output)
-    jobs = [_arm_job(arm, seed, output, start) for seed in chosen for arm in arms]
+    jobs = [_arm_job(arm, seed, output, start) for arm in arms for seed in chosen]
     _run_jobs(jobs, output)
     _compare(output, start, jobs, time.monotonic() - began)
 

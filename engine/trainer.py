@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def train(recipe: Recipe, output: Path) -> None:
 
     Raises:
         UserError: something in the recipe, the data or the directory that the user can put right.
-        Interrupted: SIGTERM arrived; a checkpoint of the last finished step was saved.
+        Interrupted: SIGTERM or Ctrl-C arrived; a checkpoint of the last finished step was saved.
         TrainingFault: a loss, score or gradient was not finite.
     """
     torch.set_num_threads(recipe.parallel.threads)
@@ -49,27 +50,29 @@ def train(recipe: Recipe, output: Path) -> None:
 
 
 class StopRequest:
-    """Set by SIGTERM; looked at between steps."""
+    """Set by SIGTERM or Ctrl-C; looked at between steps. A second Ctrl-C does not wait for the step's end."""
 
     def __init__(self) -> None:
         self.requested = False
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, number: int, *_: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.requested = True
 
 
 @contextmanager
 def _stop_signal() -> Iterator[StopRequest]:
     stop = StopRequest()
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread of an embedding program, which then minds its own signals
-        yield stop
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # an embedding program minds its own signals
         return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Trainer:
@@ -92,10 +95,13 @@ class Trainer:
     def train(self) -> None:
         """All stages from the current position, then the final policy, the table and the report."""
         stages = self.run.recipe.stages
-        if self.resumed is None:
-            self._begin()
         while self.stage_index < len(stages):
-            self._stage(open_stage(self.run, self.stage_index))
+            stage = open_stage(self.run, self.stage_index)
+            self.run.sync_engine()
+            if self.global_step == 0 and self.run.recipe.model.source != "scratch":
+                # A policy that was given is the one to compare with; one from scratch has nothing to show yet.
+                self._evaluate_final(stage, "start")
+            self._stage(stage)
         policy = self.run.policy
         write_directory(self.run.directory / "final", policy.hf, policy.weights(), self.run.tokenizer, write=self.main)
         if self.main:
@@ -105,12 +111,6 @@ class Trainer:
             write_report([self.run.directory], self.run.directory / "report.html")
         self.run.parallel.barrier()
 
-    def _begin(self) -> None:
-        """Evaluate a policy that was given; a policy from scratch has nothing to show yet."""
-        self.run.sync_engine()
-        if self.run.recipe.model.source != "scratch":
-            self._evaluate_final(open_stage(self.run, 0), "start")
-
     def _stage(self, stage: StageRun) -> None:
         policy, table = self.run.policy, stage.table
         policy.start_stage(
@@ -118,7 +118,6 @@ class Trainer:
         )
         if self.step > 0:
             self._load_optimizer()
-        self.run.sync_engine()
         self._hold_discriminator(stage)
         with StageProgress(table.name, table.steps, start_step=self.step, rank=self.run.parallel.rank) as progress:
             while self.step < table.steps:

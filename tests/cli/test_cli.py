@@ -104,7 +104,7 @@ def test_check_trains_nothing(recipe: str, fake: Fake, capsys: pytest.CaptureFix
         ),
         (Interrupted("saved at step 7"), 3, "aapa: interrupted: saved at step 7\n"),
         (TrainingFault("loss is nan"), 4, "aapa: training fault: loss is nan\n"),
-        (KeyboardInterrupt(), 1, "aapa: interrupted before anything was saved\n"),
+        (KeyboardInterrupt(), 1, "aapa: interrupted; what was saved before stays\n"),
     ],
 )
 def test_exit_codes(

@@ -44,8 +44,8 @@ def test_the_demo_compares_both_arms_and_goes_on_where_it_stopped(small, tmp_pat
         ("demo-start", 0, "base"),
         ("demo-start", 0, "sft"),
         ("grpo", 1, "rl"),
-        ("a-grpo", 1, "rl"),
         ("grpo", 2, "rl"),
+        ("a-grpo", 1, "rl"),
         ("a-grpo", 2, "rl"),
     ]
     assert rows[1]["expert_logprob_drift"] == 0.0
