@@ -7,7 +7,6 @@ with equal budgets and seeds, two at a time. A demo that was interrupted goes on
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -78,8 +77,7 @@ def run_demo(output: Path, full: bool = False, seeds: Sequence[int] | None = Non
     arms = FULL_ARMS if full else ARMS
     output.mkdir(parents=True, exist_ok=True)
     start = output / "start"
-    cores = str(max(1, min(SIDE_BY_SIDE, os.cpu_count() or 1)))
-    _run_jobs([Job("start", start, (START.recipe, "--parallel.threads", cores, *START.overrides))], output)
+    _run_jobs([Job("start", start, (START.recipe, *START.overrides))], output)
     jobs = [_arm_job(arm, seed, output, start) for arm in arms for seed in chosen]
     _run_jobs(jobs, output)
     _compare(output, start, jobs, time.monotonic() - began)
