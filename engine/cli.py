@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,4 +190,7 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
 def _train_epilog() -> str:
     from aapa.engine.recipe import recipe_reference, shipped_recipes
 
-    return f"recipes of the package: {', '.join(shipped_recipes())}\n\nKeys of a recipe\n\n{recipe_reference()}"
+    recipes = textwrap.fill(
+        f"recipes of the package: {', '.join(shipped_recipes())}", width=100, break_on_hyphens=False
+    )
+    return f"{recipes}\n\nKeys of a recipe\n\n{recipe_reference()}"
