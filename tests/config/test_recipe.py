@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from aapa import GRPO, SFT, Anchor, Schedule
 from aapa.engine.recipe import Recipe, RecipeError, StageTable, load_recipe, parse_recipe, shipped_recipes
+from aapa.engine.recipe.load import SHIPPED
 
 Find = Callable[..., list[str]]
 
@@ -293,7 +295,9 @@ def test_a_recipe_of_the_package_goes_by_name(tmp_path: Path, monkeypatch: pytes
 def test_recipes_of_the_package_are_valid() -> None:
     assert {"smoke", "mini-if-grpo", "mini-if-a-grpo"} <= set(shipped_recipes())
     for name in shipped_recipes():
-        recipe = load_recipe(name)
+        file = SHIPPED / f"{name}.toml"
+        # The demonstration's arms begin where its start ends, so their directories are not looked up here.
+        recipe = parse_recipe(tomllib.loads(file.read_text())) if name.startswith("demo") else load_recipe(name)
         assert isinstance(recipe, Recipe)
         # The run directory is named after the recipe; the demonstration names its own.
         assert recipe.name == name or name.startswith("demo")
