@@ -135,7 +135,9 @@ def _launch(job: Job) -> subprocess.Popen[bytes]:
     if job.processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}"]
     command += ["-m", "aapa.engine", "train", *job.words, "--output", str(job.directory)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # glibc would give every large tensor back to the system and fault it in again at the next operation.
+    malloc = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+    environment = malloc | os.environ | {"OMP_NUM_THREADS": "1"}
     with _log(job).open("ab") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
