@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
+from aapa.engine.hf_directory import replace_directory
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -74,10 +76,12 @@ def save(
     for file in staging.iterdir():
         _sync(file)
     target = folder / f"step-{step:08d}"
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(staging, target)
+    replace_directory(staging, target)
     _sync(folder)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    # Later steps are of a run that fell back before them because they were damaged.
+    others = [path for path in sorted(folder.glob("step-*"), reverse=True) if path != target]
+    earlier = [path for path in others if path.name < target.name]
+    for old in [path for path in others if path not in earlier[: keep - 1]]:
         shutil.rmtree(old)
 
 
@@ -95,9 +99,11 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, by name; None if nothing is."""
     try:
-        manifest: dict[str, dict[str, Any]] = json.loads((path / MANIFEST).read_text())
+        manifest: Any = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         return f"{MANIFEST}: expected a readable manifest, got {error}"
+    if not isinstance(manifest, dict):
+        return f"{MANIFEST}: expected a table of files, got {type(manifest).__name__}"
     for name, expected in manifest.items():
         file = path / name
         if not file.is_file():

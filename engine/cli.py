@@ -172,7 +172,9 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
         description="Trains and compares plain and anchored pipelines on a small instruction-following task.",
         allow_abbrev=False,
     )
-    demo.add_argument("--full", action="store_true", help="all arms and longer stages instead of minutes")
+    demo.add_argument(
+        "--full", action="store_true", help="the exact reward, the rivals and three seeds too; an hour and more"
+    )
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     demo.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the demo's own)")
 

@@ -39,6 +39,11 @@ def tokenize(
     """
     if not examples:
         return []
+    seen: set[int] = set()
+    for example in examples:
+        if not isinstance(example.id, int) or example.id in seen:
+            raise UserError(f"data.{split}: expected examples with an integer id each of its own, got {example.id!r}")
+        seen.add(example.id)
     prompts = tokenizer([e.prompt for e in examples], add_special_tokens=False)["input_ids"]
     texts = [text for e in examples for text in e.experts]
     experts = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])

@@ -80,7 +80,7 @@ def run_demo(output: Path, full: bool = False, seeds: Sequence[int] | None = Non
         Interrupted: Ctrl-C; what is finished stays, and the same command goes on.
     """
     began = time.monotonic()
-    chosen = tuple(seeds) if seeds else FULL_SEEDS if full else DEFAULT_SEEDS
+    chosen = tuple(dict.fromkeys(seeds)) if seeds else FULL_SEEDS if full else DEFAULT_SEEDS
     arms = FULL_ARMS if full else ARMS
     output.mkdir(parents=True, exist_ok=True)
     start = output / "start"
@@ -194,12 +194,15 @@ def _rows(start: Path, arms: list[Path]) -> list[dict[str, Any]]:
 
 
 def _print_differences(rows: list[dict[str, Any]], console: Console) -> None:
-    """Paired differences over seeds, where there are several."""
-    for found in seed_differences([row for row in rows if row["name"] != "demo-start"]):
-        for key in ("pass_rate", "in_language", "proxy_reward"):
-            estimate: Estimate = found["figures"][key]
-            console.print(
-                f"{found['name']} against {found['against']}, {key}: {estimate.value:+.3f} "
-                f"[{estimate.low:+.3f}, {estimate.high:+.3f}] over {found['seeds']} paired seeds",
-                highlight=False,
-            )
+    """Paired differences over seeds, where there are several: of arms trained on the same reward."""
+    for pair in (("grpo", "a-grpo"), ("grpo", "a-grpo-large"), ("grpo-true", "a-grpo-true")):
+        for found in seed_differences(
+            sorted((r for r in rows if r["name"] in pair), key=lambda r: r["name"] != pair[0])
+        ):
+            for key in ("pass_rate", "in_language", "true_quality", "proxy_reward"):
+                estimate: Estimate = found["figures"][key]
+                console.print(
+                    f"{found['name']} against {found['against']}, {key}: {estimate.value:+.3f} "
+                    f"[{estimate.low:+.3f}, {estimate.high:+.3f}] over {found['seeds']} paired seeds",
+                    highlight=False,
+                )

@@ -30,8 +30,8 @@ from aapa.kernels import SentenceTable
 from aapa.sentences import Granularity, build_sentence_table
 
 
-def fit_discriminator(run: Run) -> None:
-    """Fit on the current policy's rollouts to training prompts and freeze into the run's `discriminator/`."""
+def fit_discriminator(run: Run) -> str:
+    """Fit on the current policy's rollouts to training prompts, freeze into the run's `discriminator/`; its hash."""
     settings = run.recipe.discriminator
     assert settings is not None and settings.fit_after is not None
     trunk_directory = _trunk_directory(run, settings)
@@ -59,6 +59,7 @@ def fit_discriminator(run: Run) -> None:
         freeze(discriminator, directory, trunk={"directory": where, "layer": settings.layer}, card=card)
         announce(_card_line(card))
     run.parallel.barrier()
+    return discriminator.hash
 
 
 def _card_line(card: QualityCard) -> str:
@@ -132,7 +133,8 @@ def _trunk_directory(run: Run, settings: DiscriminatorTable) -> Path:
         return run.directory / "stages" / str(settings.fit_after)
     if settings.trunk != "base":
         return Path(settings.trunk)
-    before = [stage.name for stage in stages[: next(i for i, s in enumerate(stages) if s.data == "examples")]]
+    on_examples = [i for i, stage in enumerate(stages) if stage.data == "examples"]
+    before = [stage.name for stage in stages[: on_examples[0] if on_examples else len(stages)]]
     if before:
         return run.directory / "stages" / before[-1]
     source = run.recipe.model.source
@@ -160,10 +162,10 @@ def _material(run: Run, settings: DiscriminatorTable) -> list[FitMaterial]:
 
 def _fit_settings(run: Run, table: DiscriminatorTable) -> FitSettings:
     """The recipe's numbers, and the granularity of the stages that will use them."""
-    anchors = [stage.objective.anchor for stage in run.recipe.stages if stage.objective.anchor is not None]
+    anchors = [stage.objective.anchor for stage in run.recipe.stages]
     return FitSettings(
         kind=table.kind,
-        granularity=anchors[0].granularity if anchors else "sentence",
+        granularity=next((a.granularity for a in anchors if a is not None and a.active), "sentence"),
         layer=table.layer,
         rank=table.rank,
         width=table.width,

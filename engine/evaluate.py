@@ -9,6 +9,7 @@ import torch
 
 from aapa.batch import Sequence
 from aapa.engine.data import TokenizedExample
+from aapa.engine.errors import UserError
 from aapa.engine.metrics import Sample, ScoredSentence
 from aapa.engine.rollout import Rollout, sample_seed
 from aapa.engine.run import Run
@@ -50,6 +51,7 @@ def evaluate(
     rollouts = run.generate([e.prompt for e in mine], seeds, run.recipe.rollout.max_new_tokens, settings.temperature)
     texts = [run.text(rollout.response) for rollout in rollouts]
     verdicts = run.task.judge([e.example for e in mine], texts, [r.finished for r in rollouts])
+    _check_verdicts(verdicts, len(texts))
     parts = run.parallel.gather_over_data(
         {
             "place": share,
@@ -64,6 +66,14 @@ def evaluate(
     columns = _in_order(parts)
     samples = _samples(run, mine[: settings.samples], rollouts, verdicts, scorer, stage, step)
     return Evaluation(split, len(data), _figures(columns), samples)
+
+
+def _check_verdicts(verdicts: dict[str, list[float]], count: int) -> None:
+    if "constraints" not in verdicts:
+        raise UserError(f"data.task.judge: expected verdicts under 'constraints', got {sorted(verdicts)}")
+    for name, values in verdicts.items():
+        if len(values) != count or any(value not in (0, 1) for value in values):
+            raise UserError(f"data.task.judge.{name}: expected {count} verdicts of 0 or 1, got {values[:8]} …")
 
 
 def _in_order(parts: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:

@@ -46,18 +46,19 @@ class Rewards:
     functions: tuple[tuple[str, RewardFunction, float], ...]
 
     def __call__(self, examples: Sequence[Example], completions: list[str], finished: list[bool]) -> list[float]:
-        """Reward of each completion; NaN where a function gives None, which masks the sample.
+        """Reward of each completion: the sum over the functions that score it; NaN, which masks it, where none does.
 
         Every column of the examples arrives as a list; `finished` says which completions ended by themselves.
         """
         prompts = [example.prompt for example in examples]
         names = sorted(set().union(*(example.columns for example in examples)))
         columns = {name: [example.columns.get(name) for example in examples] for name in names}
-        total = [0.0] * len(completions)
+        total = [math.nan] * len(completions)
         for path, function, weight in self.functions:
             values = function(prompts=prompts, completions=completions, **columns, finished=finished)
-            checked = _checked(path, values, len(completions))
-            total = [have + weight * value for have, value in zip(total, checked, strict=True)]
+            for index, value in enumerate(_checked(path, values, len(completions))):
+                if not math.isnan(value):
+                    total[index] = weight * value + (0.0 if math.isnan(total[index]) else total[index])
         return total
 
 

@@ -57,14 +57,45 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
             memory_limit_gb=recipe.rollout.memory_limit_gb,
         )
     run = Run(recipe, directory, parallel, task, tokenizer, policy, engine)
-    if parallel.is_main:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "recipe.toml").write_text(recipe.to_toml())
-    if source is None and not (directory / "stages" / "initial").exists():
-        parallel.barrier()
-        write_directory(directory / "stages" / "initial", config, policy.weights(), tokenizer, write=parallel.is_main)
-    parallel.barrier()
+    _check_evaluation(run)
     return run
+
+
+def begin_directory(run: Run, fresh: bool) -> None:
+    """The resolved recipe, and for a run that begins from scratch its initial policy, in the run directory."""
+    parallel = run.parallel
+    if parallel.is_main:
+        try:
+            run.directory.mkdir(parents=True, exist_ok=True)
+            (run.directory / "recipe.toml").write_text(run.recipe.to_toml())
+        except OSError as error:
+            raise UserError(f"output: expected a directory to write to, got {run.directory}: {error}") from None
+    if fresh and run.recipe.model.source == "scratch":
+        initial = run.directory / "stages" / "initial"
+        write_directory(initial, run.policy.hf, run.policy.weights(), run.tokenizer, write=parallel.is_main)
+    parallel.barrier()
+
+
+def _check_evaluation(run: Run) -> None:
+    """Look at both splits and the discriminator's layer now, not after the first stage."""
+    settings = run.recipe.evaluation
+    for field, split, count in (
+        ("split", settings.split, settings.prompts),
+        ("final_split", settings.final_split, settings.final_prompts),
+    ):
+        try:
+            data = run.evaluation_data(split, count)
+        except UserError as error:
+            raise UserError(f"evaluation.{field}: {error}") from None
+        if len(data) < run.parallel.data:
+            raise UserError(
+                f"evaluation.{field}: expected a prompt for each of the {run.parallel.data} replicas, "
+                f"got {len(data)} in {split!r}"
+            )
+    table = run.recipe.discriminator
+    layers = int(run.policy.hf.num_hidden_layers)
+    if table is not None and table.source is None and (not -layers <= table.layer <= layers or table.layer == 0):
+        raise UserError(f"discriminator.layer: expected -{layers} … -1 or 1 … {layers}, got {table.layer}")
 
 
 def open_stage(run: Run, index: int) -> StageRun:
@@ -89,10 +120,22 @@ def open_stage(run: Run, index: int) -> StageRun:
     if anchor is not None and anchor.active:
         scorer = open_scorer(run, anchor.granularity)
     sampler = Sampler(len(data), run.recipe.seed, table.name)
+    if table.objective.needs_rewards or scorer is not None:
+        _check_context(run, data)
     if scorer is not None:
-        draws = sorted(set(sampler.batch(0, table.steps * table.prompts_per_step)))
-        scorer.expert_states([data[i] for i in run.mine(draws)])
+        steps = (sampler.batch(step, table.prompts_per_step) for step in range(table.steps))
+        scorer.expert_states([data[i] for i in sorted({i for draws in steps for i in run.mine(draws)})])
     return StageRun(index, table, data, sampler, rewards, reference, scorer)
+
+
+def _check_context(run: Run, data: list[TokenizedExample]) -> None:
+    longest = max(len(example.prompt) for example in data)
+    limit = int(run.policy.hf.max_position_embeddings)
+    if longest + run.recipe.rollout.max_new_tokens > limit:
+        raise UserError(
+            f"rollout.max_new_tokens: expected at most {limit - longest} beside the longest prompt of {longest} tokens "
+            f"in a context of {limit}, got {run.recipe.rollout.max_new_tokens}"
+        )
 
 
 def stage_data(run: Run, table: StageTable) -> list[TokenizedExample]:
@@ -151,6 +194,8 @@ def scratch_weights(config: PretrainedConfig, seed: int) -> dict[str, Tensor]:
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    if len(tokenizer) == 0:
+        raise UserError("model.source: expected a directory with a tokenizer, got none")
     for name in ("eos_token_id", "pad_token_id"):
         if getattr(tokenizer, name) is None:
             raise UserError(f"tokenizer.{name}: expected a token, got none; set it in the tokenizer's directory")
@@ -164,11 +209,14 @@ def _check_layout(recipe: Recipe, parallel: Parallel) -> None:
                 f"stages.{index}.prompts_per_step: expected a multiple of the {parallel.data} data-parallel "
                 f"replicas, got {stage.prompts_per_step}"
             )
-        objective = stage.objective
         groups = stage.prompts_per_step // parallel.data
-        sequences = groups * objective.group_size if objective.needs_rewards else groups
-        if objective.updates_per_rollout > sequences:
+        if groups % stage.objective.updates_per_rollout:
             raise UserError(
-                f"stages.{index}.objective.updates_per_rollout: expected at most {sequences}, the sequences of a "
-                f"replica, got {objective.updates_per_rollout}"
+                f"stages.{index}.objective.updates_per_rollout: expected a divisor of the {groups} prompts of a "
+                f"replica, got {stage.objective.updates_per_rollout}"
+            )
+        if stage.objective.scale == "batch" and parallel.data > 1:
+            raise UserError(
+                f"stages.{index}.objective.scale: expected 'group' or 'none' with {parallel.data} data-parallel "
+                "replicas, got 'batch', whose standard deviation would be each replica's own"
             )

@@ -28,7 +28,7 @@ class RolloutBatch:
     """This replica's rollouts of a step with what was found out about them; all lists run in the same order.
 
     Attributes:
-        groups: example id of each rollout; rollouts of a group lie side by side.
+        groups: place of each rollout's prompt in the step; rollouts of a group lie side by side.
         rewards: NaN where the sample is masked.
     """
 
@@ -44,11 +44,14 @@ def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
     began = perf_counter()
     stage.times.clear()
     objective: Objective = stage.table.objective
-    examples = [stage.data[i] for i in run.mine(stage.sampler.batch(step, stage.table.prompts_per_step))]
+    drawn = stage.sampler.batch(step, stage.table.prompts_per_step)
+    # An example may be drawn twice where an epoch ends: its second group must not repeat the first one's samples.
+    repeats = run.mine([drawn[:place].count(index) for place, index in enumerate(drawn)])
+    examples = [stage.data[i] for i in run.mine(drawn)]
     sequences = [_expert(example) for example in examples] if objective.uses_experts else []
     batch = None
     if objective.uses_rollouts(step):
-        batch = roll_out(run, stage, step, examples)
+        batch = roll_out(run, stage, step, examples, repeats)
         if scoring_runs(objective.anchor, step):
             with stage.timed("scoring"):
                 batch.scores = _score(stage, objective, batch)
@@ -59,11 +62,17 @@ def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
     return step_figures(run, stage, step, batch, updates, perf_counter() - began)
 
 
-def roll_out(run: Run, stage: StageRun, step: int, examples: list[TokenizedExample]) -> RolloutBatch:
-    """Sample a group per example and reward it."""
+def roll_out(
+    run: Run, stage: StageRun, step: int, examples: list[TokenizedExample], repeats: list[int]
+) -> RolloutBatch:
+    """Sample a group per example and reward it; `repeats` counts earlier draws of the same example in this step."""
     size = stage.table.objective.group_size
     repeated = [example for example in examples for _ in range(size)]
-    seeds = [stage.seed(run, step, example.example.id, i) for example in examples for i in range(size)]
+    seeds = [
+        stage.seed(run, step, example.example.id, repeat * size + i)
+        for example, repeat in zip(examples, repeats, strict=True)
+        for i in range(size)
+    ]
     settings = run.recipe.rollout
     with stage.timed("rollout"):
         prompts = [example.prompt for example in repeated]
@@ -75,7 +84,7 @@ def roll_out(run: Run, stage: StageRun, step: int, examples: list[TokenizedExamp
                 texts = [run.text(rollout.response) for rollout in rollouts]
                 rewards = stage.rewards([e.example for e in repeated], texts, [r.finished for r in rollouts])
             rewards = run.parallel.from_leader(rewards)
-    return RolloutBatch(repeated, rollouts, [e.example.id for e in repeated], rewards)
+    return RolloutBatch(repeated, rollouts, [place // size for place in range(len(repeated))], rewards)
 
 
 def _score(stage: StageRun, objective: Objective, batch: RolloutBatch) -> Scores:

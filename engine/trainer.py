@@ -26,7 +26,7 @@ from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import Recipe
 from aapa.engine.report import write_report
 from aapa.engine.run import Run, StageRun
-from aapa.engine.setup import open_run, open_stage
+from aapa.engine.setup import begin_directory, open_run, open_stage
 from aapa.engine.step import training_step
 from aapa.engine.summary import SummaryFile
 
@@ -87,6 +87,7 @@ class Trainer:
         self.start_logprob: dict[str, float] = {}
         self.discriminator_hash: str | None = None
         self.resumed = self._resume()
+        begin_directory(run, fresh=self.resumed is None)
         position = self.resumed.state if self.resumed else {}
         self.metrics = MetricsLog(run.directory, position.get("metrics")) if self.main else None
         self.samples = SampleLog(run.directory, position.get("samples")) if self.main else None
@@ -155,9 +156,10 @@ class Trainer:
             write=self.main,
         )
         self.run.parallel.barrier()
+        self._save()  # what follows takes a while, and may be killed
         settings = self.run.recipe.discriminator
         if settings is not None and settings.source is None and settings.fit_after == name:
-            fit_discriminator(self.run)
+            self.discriminator_hash = fit_discriminator(self.run)
         self._evaluate_final(stage, name)
         self.stage_index += 1
         self.step = 0
@@ -253,6 +255,12 @@ class Trainer:
         if self.main:
             for line in refused:
                 announce(f"checkpoint refused: {line}")
+        if found is None and refused:
+            raise UserError(
+                f"{self.run.directory / 'checkpoints'}: expected a valid checkpoint, got damaged ones only:\n"
+                + "\n".join(refused)
+                + "\nchoose another --output, or remove them to begin anew"
+            )
         if found is None:
             return None
         problems = self.run.recipe.resume_problems(found.state["recipe"])

@@ -17,6 +17,16 @@ from aapa.engine.policy.stream import load
 from aapa.kernels import reference_head
 from aapa.packing import pack
 
+# What decides a forward pass beside the weights and their shapes.
+CONFIGURATION = (
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_parameters",
+)
+
 
 def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
@@ -31,7 +41,7 @@ class FrozenModel:
     """Hidden states and log-probs of a model that does not train.
 
     Attributes:
-        hash: SHA-256 over the weights and the layer; two models with equal hashes compute the same.
+        hash: SHA-256 over the weights, the configuration and the layer; two models with equal hashes compute the same.
         hidden_size: D.
     """
 
@@ -50,7 +60,9 @@ class FrozenModel:
             raise ValueError(f"discriminator.layer: expected -1 or 1 … {layers}, got {layer}")
         self.hf, self.parallel, self.layer = hf, parallel, layer
         self.micro_batch_tokens = micro_batch_tokens
-        self.hash = hashlib.sha256(f"{weights_hash(weights.items())} layer {layer}".encode()).hexdigest()
+        facts = {name: getattr(hf, name, None) for name in CONFIGURATION}
+        identity = f"{weights_hash(weights.items())} layer {layer} {sorted(facts.items(), key=str)}"
+        self.hash = hashlib.sha256(identity.encode()).hexdigest()
         self.hidden_size = int(hf.hidden_size)
         self.model = build_model(hf, parallel, dtype, None if layer == -1 else layer, final_norm=layer == -1)
         self.model.to(parallel.device).eval().requires_grad_(False)

@@ -225,9 +225,9 @@ class StageTable(Table):
     data: Literal["corpus", "examples"] = "examples"
     """"corpus": unlabelled text, as language modelling; "examples": prompts with expert responses."""
     steps: Count
-    """Optimizer steps."""
+    """Steps: a batch of prompts each, shared by the updates and epochs per rollout of the objective."""
     prompts_per_step: Count = 32
-    """The batch-size knob: prompts (texts, on the corpus) per optimizer step over all ranks."""
+    """The batch-size knob: prompts (texts, on the corpus) per step over all ranks."""
     learning_rate: Positive
     """Peak learning rate."""
     warmup_steps: CountOrZero = 0

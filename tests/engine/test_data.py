@@ -84,9 +84,9 @@ def test_rewards_get_columns_and_are_weighted():
         return [float(f) for f in finished]
 
     mixed = Rewards((("m:a", both, 2.0), ("m:b", lambda **c: [0.5, None], 1.0)))
-    first, second = mixed(examples(2), ["x", "y"], [True, False])
-    assert first == 2.5
-    assert math.isnan(second), "None masks the sample"
+    assert mixed(examples(2), ["x", "y"], [True, False]) == [2.5, 0.0], "None means: this function does not apply"
+    (masked,) = rewards(lambda **c: [None])(examples(1), ["x"], [True])
+    assert math.isnan(masked), "a sample that no function scores is masked"
 
 
 @pytest.mark.parametrize(
