@@ -147,6 +147,33 @@ def test_any_flipped_byte_truncation_or_missing_file_is_refused_by_name(tmp_path
     assert counts == {"weights.safetensors": 3, "state.json": 3, "manifest.json": 3}
 
 
+def test_pruning_keeps_what_is_valid(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    for step in (20, 30):
+        (tmp_path / f"step-{step:08d}" / "weights.safetensors").write_bytes(b"damaged")
+    assert checkpoint.latest(tmp_path)[0].state == {"step": 10}
+    save(tmp_path, 12, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000012"]
+    save(tmp_path, 12, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000012"]
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7"])
+def test_a_manifest_that_is_no_table_is_refused(tmp_path, content):
+    save(tmp_path, 1)
+    (tmp_path / "step-00000001" / "manifest.json").write_text(content)
+    found, refused = checkpoint.latest(tmp_path)
+    assert found is None
+    assert "manifest.json: expected a table of files" in refused[0]
+
+
+def test_ids_that_are_not_unique_are_refused(tokenizer):
+    twice = [Example(3, "a", ("b",), {}), Example(3, "c", ("d",), {})]
+    with pytest.raises(UserError, match=r"data\.train: expected examples with an integer id each of its own, got 3"):
+        tokenize(twice, tokenizer, 64, "train")
+
+
 def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     save(tmp_path, 1)
     staging = tmp_path / ".step-00000002.staging"

@@ -292,6 +292,37 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(star
     assert same(weights(tmp_path / "run"), expected)
 
 
+def test_only_damaged_checkpoints_end_the_run_and_leave_its_log(start, tmp_path):
+    table = rl_table(start, None, steps=2)
+    train(parse_recipe(table), tmp_path / "run")
+    log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        (path / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="expected a valid checkpoint, got damaged ones only"):
+        train(parse_recipe(table), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+
+
+def test_prompts_drawn_twice_in_a_step_get_rollouts_of_their_own(start, tmp_path):
+    """A task of two prompts and four per step: every rollout of the step has its own random numbers."""
+    from aapa.engine.rollout.transformers import TransformersEngine
+
+    seeds: list[int] = []
+    plain = TransformersEngine.generate
+
+    def spy(self, prompts, row_seeds, **settings):
+        seeds.extend(row_seeds)
+        return plain(self, prompts, row_seeds, **settings)
+
+    table = rl_table(start, None, steps=1)
+    table["data"] = {"options": DATA["options"] | {"train_size": 2}}
+    table["stages"][0]["prompts_per_step"] = 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransformersEngine, "generate", spy)
+        train(parse_recipe(table), tmp_path / "run")
+    assert len(set(seeds)) == 16 + 4 * 4  # two evaluations with the same seeds, and four groups of four
+
+
 def test_a_sft_lambda_zero_is_bit_identical_to_sft(start, tmp_path):
     def table(weight: float | None) -> dict:
         made = rl_table(start, weight, steps=3)
