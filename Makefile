@@ -45,10 +45,10 @@ demo: $(STAMP)
 	$(BIN)/aapa demo
 
 test: $(STAMP)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n logical --maxprocesses 8
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow -n auto
+	$(BIN)/pytest -m slow -n logical --maxprocesses 8
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
