@@ -40,9 +40,6 @@ class Checkpoint:
         """A group of tensors: "weights", or an optimizer moment."""
         return load_file(self.path / f"{name}.safetensors")
 
-    def has(self, name: str) -> bool:
-        return (self.path / f"{name}.safetensors").exists()
-
 
 def save(
     folder: Path,

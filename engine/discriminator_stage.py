@@ -15,7 +15,7 @@ from aapa.discriminator import (
     freeze,
     load,
 )
-from aapa.discriminator.store import load_card, read_record
+from aapa.discriminator.store import read_record
 from aapa.engine.console import announce
 from aapa.engine.data import Sampler, tokenize
 from aapa.engine.errors import UserError
@@ -100,22 +100,26 @@ def discriminator_directory(run: Run) -> Path:
     return run.directory / "discriminator"
 
 
-def check_unchanged(run: Run, expected_hash: str) -> QualityCard | None:
+def check_unchanged(run: Run, expected_hash: str) -> None:
     """Refuse a discriminator on disk that is not the one with `expected_hash` any more."""
     load(discriminator_directory(run), expected_hash)
-    return load_card(discriminator_directory(run))
 
 
 def sentence_table(run: Run) -> SentenceTable:
     return build_sentence_table(run.tokenizer, vocab_size=run.policy.hf.vocab_size)
 
 
+def check_layer(layer: int, layers: int) -> None:
+    """Refuse a layer that a model of so many does not have."""
+    if not -layers <= layer <= layers or layer == 0:
+        raise UserError(f"discriminator.layer: expected -{layers} … -1 or 1 … {layers}, got {layer}")
+
+
 def open_trunk(run: Run, directory: Path, layer: int) -> FrozenModel:
     """The frozen model in a Hugging Face directory; its layer counts from the end if negative."""
     config = read_config(directory, "discriminator.trunk")
     layers = int(config.num_hidden_layers)
-    if not -layers <= layer <= layers or layer == 0:
-        raise UserError(f"discriminator.layer: expected -{layers} … -1 or 1 … {layers}, got {layer}")
+    check_layer(layer, layers)
     return FrozenModel(
         config,
         SafetensorsWeights(directory, "discriminator.trunk"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
 
 from aapa.engine.data import Sampler, TokenizedExample, tokenize, tokenize_corpus
-from aapa.engine.discriminator_stage import open_scorer
+from aapa.engine.discriminator_stage import check_layer, open_scorer
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import SafetensorsWeights, read_config, write_directory
 from aapa.engine.policy.frozen import FrozenModel
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
-    """Task, tokenizer, policy and rollout engine of a recipe; writes the resolved recipe into the directory."""
+    """Task, tokenizer, policy and rollout engine of a recipe; writes nothing."""
     _check_layout(recipe, parallel)
     task = load_task(recipe.data.task, recipe.data.options)
     source = None if recipe.model.source == "scratch" else Path(recipe.model.source)
@@ -93,9 +93,8 @@ def _check_evaluation(run: Run) -> None:
                 f"got {len(data)} in {split!r}"
             )
     table = run.recipe.discriminator
-    layers = int(run.policy.hf.num_hidden_layers)
-    if table is not None and table.source is None and (not -layers <= table.layer <= layers or table.layer == 0):
-        raise UserError(f"discriminator.layer: expected -{layers} … -1 or 1 … {layers}, got {table.layer}")
+    if table is not None and table.source is None:
+        check_layer(table.layer, int(run.policy.hf.num_hidden_layers))
 
 
 def open_stage(run: Run, index: int) -> StageRun:
