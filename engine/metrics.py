@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -248,15 +249,31 @@ def _open_board(run_dir: Path) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     rows = read_metrics(run_dir)
+    folder = run_dir / TENSORBOARD_FOLDER
+    if not rows:
+        for events in folder.glob("events.out.tfevents.*"):
+            events.unlink()
+    _wait_for_a_later_second(folder)
     last = rows[-1]["global_step"] if rows else 0
     # TensorBoard forgets what earlier event files say of this step and later ones. The last step itself is
     # among them, for the killed process may have logged more of it (an evaluation); what the log kept of it
     # is said again.
-    board = SummaryWriter(str(run_dir / TENSORBOARD_FOLDER), purge_step=last)
+    board = SummaryWriter(str(folder), purge_step=last)
     for row in rows:
         if row["global_step"] == last:
             _show(board, {name: value for name, value in row.items() if name not in HEADER_KEYS}, last)
     return board
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """TensorBoard reads event files in the order of their names, which begin with the second they were opened in.
+
+    Within one second process ids and counters decide as text, "10" before "9".
+    """
+    newest = max((int(events.name.split(".")[3]) for events in folder.glob("events.out.tfevents.*")), default=0)
+    # A clock that was set back is not waited for.
+    while 0 <= newest - int(time.time()) <= 1:
+        time.sleep(0.05)
 
 
 def _show(board: SummaryWriter, figures: Mapping[str, Any], global_step: int) -> None:
