@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aapa.anchor import Anchor
     from aapa.batch import TokenBatch
-    from aapa.objectives import GRPO, SFT
+    from aapa.objectives import CHORD, GRPO, SFT, Objective
     from aapa.schedules import Schedule
 
 __version__ = "0.1.0"
-__all__ = ["GRPO", "SFT", "Anchor", "Schedule", "TokenBatch", "__version__"]
+__all__ = ["CHORD", "GRPO", "SFT", "Anchor", "Objective", "Schedule", "TokenBatch", "__version__"]
 
 _EXPORTS = {
     "SFT": "aapa.objectives",
     "GRPO": "aapa.objectives",
+    "CHORD": "aapa.objectives",
+    "Objective": "aapa.objectives",
     "Anchor": "aapa.anchor",
     "Schedule": "aapa.schedules",
     "TokenBatch": "aapa.batch",

@@ -22,6 +22,8 @@ class Anchor:
         credit: "sentence" (3.2), or "return": discounted sum over this and the following sentences.
         discount: of the "return" credit, in (0, 1].
         granularity: "sentence", or "response": one score per response.
+        span: "all", or a pair of delimiters such as ("<think>", "</think>"), each one token of the tokenizer: the
+            anchor then speaks of what lies outside of them.
     """
 
     weight: float | Schedule = 0.1
@@ -30,6 +32,7 @@ class Anchor:
     credit: Literal["sentence", "return"] = "sentence"
     discount: float = 1.0
     granularity: Literal["sentence", "response"] = "sentence"
+    span: Literal["all"] | tuple[str, str] = "all"
 
     def __post_init__(self) -> None:
         peak = self.weight.peak() if isinstance(self.weight, Schedule) else self.weight
@@ -49,6 +52,9 @@ class Anchor:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+        if self.span != "all" and not (len(self.span) == 2 and all(self.span) and self.span[0] != self.span[1]):
+            raise ValueError(f"span: expected 'all' or two different delimiters, got {self.span!r}")
 
     def weight_at(self, step: int) -> float:
         """lambda at a step of the stage."""

@@ -24,8 +24,10 @@ class Sequence:
         role: "rollout" (sampled from the policy) or "expert" (from the data).
         temperature: at which the response was sampled; 1 for experts.
         mask: [R] bool, tokens that take part in the loss; None means all of them.
-        advantage, anchor_advantage, old_logprob, ref_logprob: [R] float, as in `TokenFields`.
+        advantage, anchor_advantage, old_logprob, ref_logprob, rollout_logprob, correction: [R] float, as in
+            `TokenFields`.
         anchored: whether the anchor's component has weight on this sequence.
+        anchor_mask: [R] bool, tokens that the anchor speaks of; None means all of them.
     """
 
     prompt: Tensor
@@ -37,7 +39,10 @@ class Sequence:
     anchor_advantage: Tensor | None = None
     old_logprob: Tensor | None = None
     ref_logprob: Tensor | None = None
+    rollout_logprob: Tensor | None = None
+    correction: Tensor | None = None
     anchored: bool = False
+    anchor_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -89,8 +94,10 @@ class TokenBatch:
         prompt_N: prompt length of each sequence.
         index_N: place of each sequence in the list that was packed.
         temperature_T: float32.
-        weights: component ("rl", "kl", "sft", "adv") → float32 [T]; see METHOD (4.1).
-        advantage_T, anchor_advantage_T, old_logprob_T, ref_logprob_T: float [T] or None.
+        weights: component ("rl", "kl", "sft", "adv", "custom") → float32 [T]; see METHOD (4.1).
+        advantage_T, anchor_advantage_T, old_logprob_T, ref_logprob_T, rollout_logprob_T, correction_T: float [T] or
+            None, as in `TokenFields`.
+        sequence_T: int64 [T] or None, place in the batch of the rollout whose unmasked token it is, else -1.
     """
 
     token_T: Tensor
@@ -105,6 +112,9 @@ class TokenBatch:
     anchor_advantage_T: Tensor | None = None
     old_logprob_T: Tensor | None = None
     ref_logprob_T: Tensor | None = None
+    rollout_logprob_T: Tensor | None = None
+    correction_T: Tensor | None = None
+    sequence_T: Tensor | None = None
 
     @property
     def max_seqlen(self) -> int:
@@ -120,6 +130,9 @@ class TokenBatch:
             anchor_advantage_T=self.anchor_advantage_T,
             old_logprob_T=self.old_logprob_T,
             ref_logprob_T=self.ref_logprob_T,
+            rollout_logprob_T=self.rollout_logprob_T,
+            correction_T=self.correction_T,
+            sequence_T=self.sequence_T,
         )
 
     def responses(self, values_T: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from aapa.batch import BatchCounts, Sequence, TokenBatch
 from aapa.objectives.base import Objective
 
-SIGNALS = ("advantage", "anchor_advantage", "old_logprob", "ref_logprob")
+SIGNALS = ("advantage", "anchor_advantage", "old_logprob", "ref_logprob", "rollout_logprob", "correction")
 
 
 def pack(
@@ -41,6 +41,7 @@ def pack(
         batch = _pack_one(sequences, indices)
         if objective is not None:
             batch.weights = _weights(batch, sequences, objective, counts, step)
+            batch.sequence_T = _places([sequences[i] for i in indices])
         batches.append(batch)
     return batches
 
@@ -105,10 +106,30 @@ def _weights(
         values: list[Tensor | None] = []
         for sequence, weight in zip(chosen, per_sequence, strict=True):
             full = torch.full((len(sequence.response),), weight.get(component, 0.0), dtype=torch.float64)
-            values.append((full if sequence.mask is None else full * sequence.mask).float())
+            values.append(_masked(full, sequence, component).float())
         weights[component] = _scatter(values, chosen)
     _fill_missing_signals(batch, weights)
     return weights
+
+
+def _masked(weight: Tensor, sequence: Sequence, component: str) -> Tensor:
+    if sequence.mask is not None:
+        weight = weight * sequence.mask
+    if component == "adv" and sequence.anchor_mask is not None:
+        weight = weight * sequence.anchor_mask
+    return weight
+
+
+def _places(sequences: list[Sequence]) -> Tensor:
+    """`TokenBatch.sequence_T`: the place of each rollout at its unmasked predictions, -1 elsewhere."""
+    parts = []
+    for place, sequence in enumerate(sequences):
+        whole = torch.full((len(sequence),), -1, dtype=torch.long)
+        if sequence.role == "rollout":
+            kept = slice(None) if sequence.mask is None else sequence.mask
+            whole[len(sequence.prompt) - 1 : len(sequence) - 1][kept] = place
+        parts.append(whole)
+    return torch.cat(parts)
 
 
 def _fill_missing_signals(batch: TokenBatch, weights: dict[str, Tensor]) -> None:

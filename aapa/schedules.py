@@ -18,7 +18,7 @@ class Schedule:
         kind: "constant" | "linear" | "cosine".
         start, end: values at the two ends; `end` is not used by "constant".
         steps: length of the way, in steps of the stage.
-        warmup: steps of linear warm-up from 0 before it.
+        warmup: steps of linear warm-up before it, from 0 at step 0.
     """
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
@@ -41,7 +41,7 @@ class Schedule:
     def at(self, step: int) -> float:
         """Value at a step, counted from 0."""
         if step < self.warmup:
-            return self.start * (step + 1) / (self.warmup + 1)
+            return self.start * step / self.warmup
         way = min(max((step - self.warmup) / self.steps, 0.0), 1.0)
         if self.kind == "linear":
             return self.start + (self.end - self.start) * way

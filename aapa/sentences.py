@@ -141,6 +141,68 @@ def spans(
     ]
 
 
+def outside(prompt: Sequence[int], response: Sequence[int], opening: int, closing: int) -> Tensor:
+    """[R] bool, response tokens that lie outside of a delimited part (METHOD §1, `anchor.span`).
+
+    The delimiters themselves are inside. A part that the prompt opens goes on in the response; one that is never closed
+    reaches to the end.
+
+    Args:
+        prompt, response: token ids.
+        opening, closing: ids of the delimiters, such as those of "<think>" and "</think>".
+    """
+    inside = False
+    for token in prompt:
+        inside = token == opening or (inside and token != closing)
+    kept = []
+    for token in response:
+        inside = inside or token == opening
+        kept.append(not inside and token != closing)
+        inside = inside and token != closing
+    return torch.tensor(kept, dtype=torch.bool)
+
+
+def refine(cu_sents: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Spans of a response cut further where a token mask changes, and whether each lies inside the mask.
+
+    Args:
+        cu_sents: int32 [K + 1] offsets in the response.
+        mask: [R] bool.
+
+    Returns:
+        (int32 [K' + 1] offsets, [K'] bool).
+    """
+    changes = (mask[1:] != mask[:-1]).nonzero()[:, 0].int() + 1
+    finer = torch.cat([cu_sents, changes]).unique()
+    return finer, mask[finer[:-1].long()]
+
+
+def anchored_spans(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    table: SentenceTable,
+    granularity: Granularity = "sentence",
+    delimiters: tuple[int, int] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Spans of each response, and which of them the anchor speaks of.
+
+    Args:
+        prompts, responses: token ids.
+        delimiters: ids of an opening and a closing token; what lies between them is not anchored. None: all is.
+
+    Returns:
+        (int32 [K_i + 1] offsets, [K_i] bool) of each response.
+    """
+    cuts = spans(responses, table, granularity)
+    if delimiters is None:
+        return cuts, [torch.ones(len(cut) - 1, dtype=torch.bool) for cut in cuts]
+    refined = [
+        refine(cut, outside(prompt, response, *delimiters))
+        for cut, prompt, response in zip(cuts, prompts, responses, strict=True)
+    ]
+    return [cut for cut, _ in refined], [kept for _, kept in refined]
+
+
 def end_ids(table: SentenceTable) -> frozenset[int]:
     """Ids that the table takes for an end of sequence: they close a sentence and never begin one."""
     start, closed = STATES.index("s"), STATES.index("b")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from aapa.anchor import Anchor
 from aapa.discriminator import (
     ExpertCache,
     FitMaterial,
@@ -27,7 +29,10 @@ from aapa.engine.rollout import sample_seed
 from aapa.engine.run import Run
 from aapa.engine.scoring import Scorer
 from aapa.kernels import SentenceTable
-from aapa.sentences import Granularity, build_sentence_table
+from aapa.sentences import build_sentence_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def fit_discriminator(run: Run) -> str:
@@ -69,27 +74,46 @@ def _card_line(card: QualityCard) -> str:
     )
 
 
-def open_scorer(run: Run, granularity: Granularity) -> Scorer:
+def open_scorer(run: Run, anchor: Anchor) -> Scorer:
     """The run's frozen discriminator at work.
 
     Raises:
-        UserError: there is none, it was fitted for another granularity, or its trunk is gone.
+        UserError: there is none, it was fitted for another granularity, its trunk is gone, or a delimiter of the span
+            is no token.
         ValueError: a file of it was changed.
     """
     directory = discriminator_directory(run)
     if not directory.is_dir():
         raise UserError(f"discriminator.source: expected a directory, got {str(directory)!r}")
     discriminator = load(directory)
-    if discriminator.granularity != granularity:
+    if discriminator.granularity != anchor.granularity:
         raise UserError(
             f"anchor.granularity: expected {discriminator.granularity!r} as the discriminator was fitted, "
-            f"got {granularity!r}"
+            f"got {anchor.granularity!r}"
         )
+    delimiters = delimiter_ids(run.tokenizer, anchor)
     record = read_record(directory)
     trunk = open_trunk(run, (directory / record["trunk"]["directory"]).resolve(), record["trunk"]["layer"])
     table = sentence_table(run)
-    cache = ExpertCache(trunk, discriminator.origin, table, granularity, run.directory / "experts")
-    return Scorer(discriminator, trunk, table, cache)
+    cache = ExpertCache(trunk, discriminator.origin, table, anchor.granularity, run.directory / "experts", delimiters)
+    return Scorer(discriminator, trunk, table, cache, delimiters)
+
+
+def delimiter_ids(tokenizer: PreTrainedTokenizerFast, anchor: Anchor) -> tuple[int, int] | None:
+    """Token ids of `anchor.span`; None where it is "all".
+
+    Raises:
+        UserError: a delimiter is not exactly one token.
+    """
+    if anchor.span == "all":
+        return None
+    found = []
+    for text in anchor.span:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise UserError(f"anchor.span: expected delimiters of one token each, got {len(ids)} for {text!r}")
+        found.append(ids[0])
+    return found[0], found[1]
 
 
 def discriminator_directory(run: Run) -> Path:

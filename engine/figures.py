@@ -16,7 +16,7 @@ from aapa.engine.statistics import distinct_n, group_similarity
 
 if TYPE_CHECKING:
     from aapa.engine.run import Run, StageRun
-    from aapa.engine.step import RolloutBatch
+    from aapa.engine.sampling import RolloutBatch
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def step_figures(
     if batch is not None:
         shares = run.parallel.gather_over_data(_rollout_share(run, stage, batch))
         figures |= _rollout_figures(shares)
-        anchor = stage.table.objective.anchor
-        if anchor is not None:
-            figures["anchor/weight"] = anchor.weight_at(step)
+        figures |= batch.sampling
+    figures |= stage.table.objective.coefficients(step)
     tokens = sum(u.counts.rollout_tokens + u.counts.expert_tokens for u in updates)
     figures["tokens"] = tokens
     figures["throughput/tokens_per_s"] = tokens / seconds
@@ -63,13 +62,44 @@ def _update_figures(updates: list[FigureSums]) -> dict[str, Any]:
             sums[name] = max(sums.get(name, 0.0), value) if name.startswith("max/") else sums.get(name, 0.0) + value
     figures: dict[str, Any] = {name: value / count for name, value in sums.items() if name.startswith("loss/")}
     figures["loss/total"] = sum(figures.values())
-    tokens = sums.get("sum/tokens", 0.0)
-    if tokens:
-        names = {"ratio": "ratio", "clipped": "clip_fraction", "kl_old": "kl", "entropy": "entropy"}
-        figures |= {f"policy/{to}": sums[f"sum/{of}"] / tokens for of, to in names.items() if f"sum/{of}" in sums}
-        figures["policy/max_log_ratio"] = sums["max/log_ratio"]
+    figures |= _policy_figures(sums)
+    experts = sum(update.counts.expert_tokens for update in updates)
+    if "sum/phi" in sums and experts:
+        figures["chord/phi"] = sums["sum/phi"] / experts
     figures["optim/grad_norm"] = sum(u.grad_norm for u in updates) / count
     figures["optim/learning_rate"] = updates[-1].learning_rate
+    return figures
+
+
+# Sums over rollout tokens → names of their means.
+_MEANS = {
+    "ratio": "policy/ratio",
+    "rl_clipped_low": "policy/clip_fraction_low",
+    "rl_clipped_high": "policy/clip_fraction_high",
+    "adv_clipped_low": "anchor/clip_fraction_low",
+    "adv_clipped_high": "anchor/clip_fraction_high",
+    "kl_old": "policy/kl",
+    "kl_ref": "policy/kl_ref",
+    "entropy": "policy/entropy",
+    "prob_error": "rollout/prob_error",
+    "correction": "rollout/correction",
+    "correction_masked": "rollout/correction_masked",
+}
+
+
+def _policy_figures(sums: dict[str, float]) -> dict[str, float]:
+    """Means over the rollout tokens, and maxima."""
+    tokens = sums.get("sum/tokens", 0.0)
+    if not tokens:
+        return {}
+    figures = {name: sums[f"sum/{of}"] / tokens for of, name in _MEANS.items() if f"sum/{of}" in sums}
+    for side in ("policy", "anchor"):
+        if f"{side}/clip_fraction_low" in figures:
+            parts = (figures[f"{side}/clip_fraction_low"], figures[f"{side}/clip_fraction_high"])
+            figures[f"{side}/clip_fraction"] = sum(parts)
+    figures["policy/max_log_ratio"] = sums["max/log_ratio"]
+    if "max/prob_error" in sums:
+        figures["rollout/max_prob_error"] = sums["max/prob_error"]
     return figures
 
 

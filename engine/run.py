@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from aapa.engine.scoring import Scorer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+T = TypeVar("T")
 DTYPES = {"float32": torch.float32}
 
 
@@ -61,7 +62,7 @@ class Run:
             rollouts = self.engine.generate(prompts, seeds, max_new_tokens=max_new_tokens, temperature=temperature)
         return self.parallel.from_leader(rollouts) or []
 
-    def mine(self, indices: list[int]) -> list[int]:
+    def mine(self, indices: list[T]) -> list[T]:
         """This replica's share of a global batch; a group never leaves its replica."""
         return indices[self.parallel.data_rank :: self.parallel.data]
 
@@ -82,6 +83,8 @@ class StageRun:
     """One stage at work.
 
     Attributes:
+        sampler: order of the stage's examples; refills: of those that dynamic sampling takes in addition; experts: of
+            the experts, where their batch is drawn on its own.
         reference: frozen policy of the KL term, where the objective has one.
         scorer: the discriminator at work, where the objective has an anchor.
     """
@@ -90,6 +93,8 @@ class StageRun:
     table: StageTable
     data: list[TokenizedExample]
     sampler: Sampler
+    refills: Sampler
+    experts: Sampler
     rewards: Rewards
     reference: FrozenModel | None
     scorer: Scorer | None

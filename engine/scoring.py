@@ -11,7 +11,7 @@ from aapa.discriminator.base import Discriminator, Trunk
 from aapa.discriminator.store import ExpertCache
 from aapa.engine.data import TokenizedExample
 from aapa.kernels import SentenceTable
-from aapa.sentences import Granularity, spans
+from aapa.sentences import Granularity, anchored_spans
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Scores:
     Attributes:
         score_S: float32, raw scores of all sentences in order.
         cu_sents: of each response, int32 [K_i + 1] offsets inside it.
-        anchored: whether each response has sentences and an expert to compare them with.
+        kept: of each response, bool [K_i], the sentences that the anchor speaks of.
+        anchored: whether each response has such sentences and an expert to compare them with.
         mean, std: calibration (3.1) of the discriminator.
     """
 
     score_S: Tensor
     cu_sents: list[Tensor]
+    kept: list[Tensor]
     anchored: list[bool]
     mean: float
     std: float
@@ -37,8 +39,12 @@ class Scores:
 
     def within(self, index: int, value_S: Tensor) -> Tensor:
         """The values of one response's sentences."""
-        first = sum(len(cu) - 1 for cu in self.cu_sents[:index])
-        return value_S[first : first + len(self.cu_sents[index]) - 1]
+        first = sum(map(len, self.kept[:index]))
+        return value_S[first : first + len(self.kept[index])]
+
+    def token_mask(self, index: int) -> Tensor:
+        """[R] bool, tokens of one response that the anchor speaks of."""
+        return self.kept[index].repeat_interleave(self.cu_sents[index].diff().long())
 
 
 @dataclass
@@ -49,6 +55,7 @@ class Scorer:
     trunk: Trunk
     table: SentenceTable
     experts: ExpertCache
+    delimiters: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.discriminator.origin.trunk != self.trunk.hash:
@@ -70,10 +77,14 @@ class Scorer:
     ) -> Scores:
         """Scores of responses to the prompts of `examples`, entry by entry, against the first expert's sentences.
 
+        What lies between `delimiters` is left out of the expert's sentences, and is not anchored in responses.
+
         Consecutive entries of the same example form a group and share its expert sentences.
         """
-        cu_sents = spans(responses, self.table, granularity or self.discriminator.granularity)
-        states_SD = self.trunk.sentence_states([e.prompt for e in examples], responses, cu_sents)
+        prompts = [e.prompt for e in examples]
+        granularity = granularity or self.discriminator.granularity
+        cu_sents, kept = anchored_spans(prompts, responses, self.table, granularity, self.delimiters)
+        states_SD = self.trunk.sentence_states(prompts, responses, cu_sents)
         groups = _runs([e.example.id for e in examples])
         sentences = [sum(len(cu_sents[i]) - 1 for i in group) for group in groups]
         cu_group = torch.tensor([0, *sentences]).cumsum(0).int()
@@ -82,9 +93,9 @@ class Scorer:
         score_S = self.discriminator.score(states_SD, cu_group, expert_ED, cu_expert)
         has_expert = [int(count) > 0 for count in cu_expert.diff()]
         anchored = [
-            has_expert[place] and len(cu_sents[index]) > 1 for place, group in enumerate(groups) for index in group
+            has_expert[place] and bool(kept[index].any()) for place, group in enumerate(groups) for index in group
         ]
-        return Scores(score_S, cu_sents, anchored, self.discriminator.mean, self.discriminator.std)
+        return Scores(score_S, cu_sents, kept, anchored, self.discriminator.mean, self.discriminator.std)
 
 
 def _runs(ids: list[int]) -> list[list[int]]:

@@ -117,14 +117,16 @@ def open_stage(run: Run, index: int) -> StageRun:
     scorer = None
     anchor = table.objective.anchor
     if anchor is not None and anchor.active:
-        scorer = open_scorer(run, anchor.granularity)
-    sampler = Sampler(len(data), run.recipe.seed, table.name)
+        scorer = open_scorer(run, anchor)
+    sampler, refills, experts = (
+        Sampler(len(data), run.recipe.seed, f"{table.name}{stream}") for stream in ("", "/refills", "/experts")
+    )
     if table.objective.needs_rewards or scorer is not None:
         _check_context(run, data)
     if scorer is not None:
         steps = (sampler.batch(step, table.prompts_per_step) for step in range(table.steps))
         scorer.expert_states([data[i] for i in sorted({i for draws in steps for i in run.mine(draws)})])
-    return StageRun(index, table, data, sampler, rewards, reference, scorer)
+    return StageRun(index, table, data, sampler, refills, experts, rewards, reference, scorer)
 
 
 def _check_context(run: Run, data: list[TokenizedExample]) -> None:
@@ -213,6 +215,13 @@ def _check_layout(recipe: Recipe, parallel: Parallel) -> None:
             raise UserError(
                 f"stages.{index}.objective.updates_per_rollout: expected a divisor of the {groups} prompts of a "
                 f"replica, got {stage.objective.updates_per_rollout}"
+            )
+        experts = stage.objective.expert_batch_size
+        shares = parallel.data * stage.objective.updates_per_rollout
+        if experts is not None and (experts % parallel.data or experts < shares):
+            raise UserError(
+                f"stages.{index}.objective.expert_batch_size: expected a multiple of the {parallel.data} data-parallel "
+                f"replicas, and an expert for each of the {shares} updates, got {experts}"
             )
         if stage.objective.scale == "batch" and parallel.data > 1:
             raise UserError(

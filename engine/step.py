@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aapa.batch import BatchCounts, Sequence
+from aapa.batch import BatchCounts, Sequence, TokenBatch
 from aapa.engine.data import TokenizedExample
 from aapa.engine.figures import FigureSums, step_figures
-from aapa.engine.rollout import Rollout
 from aapa.engine.run import Run, StageRun
+from aapa.engine.sampling import RolloutBatch, sample_batch
 from aapa.engine.scoring import Scores
+from aapa.importance import importance_correction
 from aapa.kernels import anchor_advantages
-from aapa.objectives.base import Objective, scoring_runs
+from aapa.objectives import Objective
+from aapa.objectives.base import scoring_runs
 from aapa.packing import pack
 from aapa.schedules import Schedule
-
-
-@dataclass
-class RolloutBatch:
-    """This replica's rollouts of a step with what was found out about them; all lists run in the same order.
-
-    Attributes:
-        groups: place of each rollout's prompt in the step; rollouts of a group lie side by side.
-        rewards: NaN where the sample is masked.
-    """
-
-    examples: list[TokenizedExample]
-    rollouts: list[Rollout]
-    groups: list[int]
-    rewards: list[float]
-    scores: Scores | None = None
+from aapa.shaping import overlong_penalty
 
 
 def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
@@ -45,46 +31,27 @@ def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
     stage.times.clear()
     objective: Objective = stage.table.objective
     drawn = stage.sampler.batch(step, stage.table.prompts_per_step)
-    # An example may be drawn twice where an epoch ends: its second group must not repeat the first one's samples.
-    repeats = run.mine([drawn[:place].count(index) for place, index in enumerate(drawn)])
-    examples = [stage.data[i] for i in run.mine(drawn)]
-    sequences = [_expert(example) for example in examples] if objective.uses_experts else []
+    sequences = _experts(run, stage, step, drawn) if objective.uses_experts(step) else []
     batch = None
     if objective.uses_rollouts(step):
-        batch = roll_out(run, stage, step, examples, repeats)
+        batch = sample_batch(run, stage, step, drawn)
         if scoring_runs(objective.anchor, step):
             with stage.timed("scoring"):
                 batch.scores = _score(stage, objective, batch)
-        sequences += advantages(batch, objective, step, run.recipe.rollout.temperature)
+        settings = run.recipe.rollout
+        sequences += advantages(batch, objective, step, settings.temperature, settings.max_new_tokens)
     updates = update(run, stage, step, sequences)
     with stage.timed("weights"):
         run.sync_engine()
     return step_figures(run, stage, step, batch, updates, perf_counter() - began)
 
 
-def roll_out(
-    run: Run, stage: StageRun, step: int, examples: list[TokenizedExample], repeats: list[int]
-) -> RolloutBatch:
-    """Sample a group per example and reward it; `repeats` counts earlier draws of the same example in this step."""
-    size = stage.table.objective.group_size
-    repeated = [example for example in examples for _ in range(size)]
-    seeds = [
-        stage.seed(run, step, example.example.id, repeat * size + i)
-        for example, repeat in zip(examples, repeats, strict=True)
-        for i in range(size)
-    ]
-    settings = run.recipe.rollout
-    with stage.timed("rollout"):
-        prompts = [example.prompt for example in repeated]
-        rollouts = run.generate(prompts, seeds, settings.max_new_tokens, settings.temperature)
-    rewards = [0.0] * len(rollouts)
-    if stage.table.objective.needs_rewards:
-        with stage.timed("reward"):
-            if run.parallel.is_leader:
-                texts = [run.text(rollout.response) for rollout in rollouts]
-                rewards = stage.rewards([e.example for e in repeated], texts, [r.finished for r in rollouts])
-            rewards = run.parallel.from_leader(rewards)
-    return RolloutBatch(repeated, rollouts, [place // size for place in range(len(repeated))], rewards)
+def _experts(run: Run, stage: StageRun, step: int, drawn: list[int]) -> list[Sequence]:
+    """This replica's expert responses: those of the step's prompts, or a batch of their own."""
+    size = stage.table.objective.expert_batch_size
+    if size is not None:
+        drawn = stage.experts.batch(step, size)
+    return [_expert(stage.data[index]) for index in run.mine(drawn)]
 
 
 def _score(stage: StageRun, objective: Objective, batch: RolloutBatch) -> Scores:
@@ -93,19 +60,24 @@ def _score(stage: StageRun, objective: Objective, batch: RolloutBatch) -> Scores
     return stage.scorer.score(batch.examples, responses, objective.anchor.granularity)
 
 
-def advantages(batch: RolloutBatch, objective: Objective, step: int, temperature: float) -> list[Sequence]:
-    """Rollouts as sequences with group advantages and centred anchor scores (METHOD 3.1, 3.2, §4)."""
-    responses = [torch.tensor(rollout.response, dtype=torch.long) for rollout in batch.rollouts]
-    lengths = torch.tensor([len(response) for response in responses])
+def advantages(
+    batch: RolloutBatch, objective: Objective, step: int, temperature: float, max_length: int
+) -> list[Sequence]:
+    """Rollouts as sequences with group advantages and centred anchor scores (METHOD 3.1, 3.2, §4).
+
+    `max_length` is the length limit that rollouts were sampled with.
+    """
+    lengths = torch.tensor([len(rollout.response) for rollout in batch.rollouts])
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
-    rewards = torch.tensor(batch.rewards, dtype=torch.float64)
+    rewards = _shaped_rewards(batch, objective, max_length)
     anchor, scores = objective.anchor, batch.scores
     mean, std = 0.0, 1.0
-    anchored = torch.zeros(len(responses), dtype=torch.bool)
+    anchored = torch.zeros(len(lengths), dtype=torch.bool)
     score_S, cu_sents = torch.zeros(int((lengths > 0).sum())), cu_seqlens.unique_consecutive()
+    kept = None
     if anchor is not None and scores is not None:
         anchored = torch.tensor(scores.anchored, dtype=torch.bool)
-        score_S, cu_sents = scores.score_S, _packed_offsets(scores.cu_sents)
+        score_S, cu_sents, kept = scores.score_S, _packed_offsets(scores.cu_sents), torch.cat(scores.kept)
         mean, std = scores.mean, scores.std
         if anchor.mode == "reward":
             rewards = rewards + anchor.weight_at(step) * _mean_anchor(scores, anchor.clip)
@@ -124,31 +96,50 @@ def advantages(batch: RolloutBatch, objective: Objective, step: int, temperature
         credit=anchor.credit if anchor else "sentence",
         discount=anchor.discount if anchor else 1.0,
         anchored_N=anchored,
+        anchored_S=kept,
     )
-    sequences = []
-    parts = zip(
-        batch.rollouts,
-        responses,
-        batch.rewards,
-        anchored.tolist(),
-        advantage_T.float().split(lengths.tolist()),
-        anchor_advantage_T.float().split(lengths.tolist()),
-        strict=True,
+    signals = zip(
+        advantage_T.float().split(lengths.tolist()), anchor_advantage_T.float().split(lengths.tolist()), strict=True
     )
-    for rollout, response, reward, is_anchored, advantage, anchor_advantage in parts:
-        sequences.append(
-            Sequence(
-                prompt=torch.tensor(rollout.prompt),
-                response=response,
-                role="rollout",
-                temperature=temperature,
-                mask=torch.zeros(len(response), dtype=torch.bool) if math.isnan(reward) else None,
-                advantage=advantage,
-                anchor_advantage=anchor_advantage,
-                anchored=is_anchored,
-            )
-        )
-    return sequences
+    return [
+        _sequence(batch, index, objective, temperature, bool(anchored[index]), *pair)
+        for index, pair in enumerate(signals)
+    ]
+
+
+def _sequence(
+    batch: RolloutBatch,
+    index: int,
+    objective: Objective,
+    temperature: float,
+    anchored: bool,
+    advantage: Tensor,
+    anchor_advantage: Tensor,
+) -> Sequence:
+    """A rollout with its signals; masked where it has no reward, or is truncated and the objective leaves these out."""
+    rollout, size = batch.rollouts[index], len(advantage)
+    masked = math.isnan(batch.rewards[index]) or (objective.mask_truncated and not rollout.finished)
+    return Sequence(
+        prompt=torch.tensor(rollout.prompt),
+        response=torch.tensor(rollout.response, dtype=torch.long),
+        role="rollout",
+        temperature=temperature,
+        mask=torch.zeros(size, dtype=torch.bool) if masked else None,
+        advantage=advantage,
+        anchor_advantage=anchor_advantage,
+        rollout_logprob=rollout.logprob,
+        anchored=anchored,
+        anchor_mask=batch.scores.token_mask(index) if anchored and batch.scores is not None else None,
+    )
+
+
+def _shaped_rewards(batch: RolloutBatch, objective: Objective, max_length: int) -> Tensor:
+    """Rewards less the penalty of responses near the length limit, float64."""
+    penalties = [
+        overlong_penalty(len(rollout.response), max_length, objective.overlong_buffer, objective.overlong_penalty)
+        for rollout in batch.rollouts
+    ]
+    return torch.tensor(batch.rewards, dtype=torch.float64) + torch.tensor(penalties, dtype=torch.float64)
 
 
 def _mean_anchor(scores: Scores, clip: float) -> Tensor:
@@ -156,7 +147,7 @@ def _mean_anchor(scores: Scores, clip: float) -> Tensor:
     calibrated_S = scores.calibrated(clip)
     means = []
     for index, is_anchored in enumerate(scores.anchored):
-        mean = scores.within(index, calibrated_S).mean() if is_anchored else 0.0
+        mean = scores.within(index, calibrated_S)[scores.kept[index]].mean() if is_anchored else 0.0
         means.append(float(mean))
     return torch.tensor(means, dtype=torch.float64)
 
@@ -179,14 +170,7 @@ def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> l
     objective: Objective = stage.table.objective
     budget = run.recipe.parallel.micro_batch_tokens
     learning_rate = learning_rate_at(stage, step)
-    several = objective.updates_per_rollout * objective.epochs_per_rollout > 1
-    with stage.timed("update"):
-        if several:
-            outputs = run.policy.logprobs(pack(sequences, budget))
-            _attach_logprobs(sequences, [logprob for logprob, _ in outputs], budget, "old_logprob")
-    if stage.reference is not None:
-        with stage.timed("scoring"):
-            _attach_logprobs(sequences, stage.reference.logprobs(pack(sequences, budget)), budget, "ref_logprob")
+    _attach_known_logprobs(run, stage, [s for s in sequences if s.role == "rollout"])
     results = []
     with stage.timed("update"):
         for _ in range(objective.epochs_per_rollout):
@@ -198,27 +182,63 @@ def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> l
     return results
 
 
-def _attach_logprobs(sequences: list[Sequence], outputs: list[Tensor], budget: int, name: str) -> None:
-    for batch, logprob_T in zip(pack(sequences, budget), outputs, strict=True):
+def _attach_known_logprobs(run: Run, stage: StageRun, rollouts: list[Sequence]) -> None:
+    """Log-probs that stay as they are during the updates: the policy's own before them, and the reference's.
+
+    The policy's are not needed where a single update follows, for then they are those of the update itself.
+    """
+    objective: Objective = stage.table.objective
+    several = objective.updates_per_rollout * objective.epochs_per_rollout > 1
+    corrected = objective.correction != "none"
+    if not rollouts or not (several or corrected or stage.reference is not None):
+        return
+    batches = pack(rollouts, run.recipe.parallel.micro_batch_tokens)
+    if several or corrected:
+        with stage.timed("update"):
+            _attach(rollouts, batches, [logprob for logprob, _ in run.policy.logprobs(batches)], "old_logprob")
+    if corrected:
+        for rollout in rollouts:
+            assert rollout.old_logprob is not None and rollout.rollout_logprob is not None
+            rollout.correction = importance_correction(
+                rollout.old_logprob,
+                rollout.rollout_logprob,
+                rollout.mask,
+                objective.correction,
+                objective.correction_min,
+                objective.correction_max,
+            )
+    if stage.reference is not None:
+        with stage.timed("scoring"):
+            _attach(rollouts, batches, stage.reference.logprobs(batches), "ref_logprob")
+
+
+def _attach(sequences: list[Sequence], batches: list[TokenBatch], outputs: list[Tensor], name: str) -> None:
+    for batch, logprob_T in zip(batches, outputs, strict=True):
         for index, values in zip(batch.index_N, batch.responses(logprob_T.cpu()), strict=True):
             setattr(sequences[index], name, values)
 
 
 def _minibatches(sequences: list[Sequence], parts: int) -> list[list[Sequence]]:
-    """Consecutive parts of nearly equal count; groups may be cut, for advantages are made already."""
-    size, rest = divmod(len(sequences), parts)
-    bounds = [index * size + min(index, rest) for index in range(parts + 1)]
-    return [sequences[a:b] for a, b in itertools.pairwise(bounds) if b > a]
+    """Consecutive parts of nearly equal count, of experts and of rollouts each; no group is cut."""
+    made: list[list[Sequence]] = [[] for _ in range(parts)]
+    for role in ("expert", "rollout"):
+        chosen = [sequence for sequence in sequences if sequence.role == role]
+        size, rest = divmod(len(chosen), parts)
+        bounds = [index * size + min(index, rest) for index in range(parts + 1)]
+        for part, (start, stop) in zip(made, itertools.pairwise(bounds), strict=True):
+            part += chosen[start:stop]
+    return [part for part in made if part]
 
 
 def learning_rate_at(stage: StageRun, step: int) -> float:
-    """Linear warm-up, then the stage's decay to `final_learning_rate_ratio` of the peak."""
+    """Linear warm-up, whose first step is not 0, then the stage's decay to `final_learning_rate_ratio` of the peak."""
     table = stage.table
+    if step < table.warmup_steps:
+        return table.learning_rate * (step + 1) / (table.warmup_steps + 1)
     schedule = Schedule(
         kind=table.decay,
         start=table.learning_rate,
         end=table.learning_rate * table.final_learning_rate_ratio,
         steps=max(table.steps - table.warmup_steps, 1),
-        warmup=table.warmup_steps,
     )
-    return schedule.at(step)
+    return schedule.at(step - table.warmup_steps)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 
 from aapa.engine import checkpoint
 from aapa.engine.console import announce
+from aapa.engine.course import StageCourse
 from aapa.engine.discriminator_stage import check_unchanged, fit_discriminator
 from aapa.engine.errors import Interrupted, TrainingFault, UserError
 from aapa.engine.evaluate import Evaluation, evaluate
-from aapa.engine.hf_directory import write_directory
+from aapa.engine.hf_directory import SafetensorsWeights, write_directory
 from aapa.engine.metrics import MetricsLog, SampleLog
 from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.optimizer import MOMENTS, AdamSettings
@@ -86,6 +88,7 @@ class Trainer:
         self.tokens = self.seconds_before = 0.0
         self.start_logprob: dict[str, float] = {}
         self.discriminator_hash: str | None = None
+        self.course = StageCourse()
         self.resumed = self._resume()
         begin_directory(run, fresh=self.resumed is None)
         position = self.resumed.state if self.resumed else {}
@@ -120,8 +123,9 @@ class Trainer:
         if self.step > 0:
             self._load_optimizer()
         self._hold_discriminator(stage)
+        every = self.run.recipe.evaluation.every if table.evaluate_every is None else table.evaluate_every
         with StageProgress(table.name, table.steps, start_step=self.step, rank=self.run.parallel.rank) as progress:
-            while self.step < table.steps:
+            while self.step < table.steps and not self.course.stopped:
                 figures = training_step(self.run, stage, self.step)
                 self._check_finite(figures)
                 self.step += 1
@@ -129,11 +133,26 @@ class Trainer:
                 self.tokens += figures.pop("tokens")
                 self._log("train", table.name, figures)
                 progress.update(self.step, figures)
-                every = self.run.recipe.evaluation.every
-                if every and self.step % every == 0 and self.step < table.steps:
-                    progress.update(self.step, self._evaluate_step(stage))
+                last = self.step == table.steps
+                if every and (self.course.judges(table) if last else self.step % every == 0):
+                    evaluation = self._evaluate_step(stage)
+                    progress.update(self.step, evaluation)
+                    self._judge(stage, evaluation)
                 self._maybe_save(table.steps)
         self._end_stage(stage)
+
+    def _judge(self, stage: StageRun, figures: dict[str, float]) -> None:
+        """Keep the policy if it is the stage's best so far, and end the stage if its stop rule says so."""
+        policy, table = self.run.policy, stage.table
+        if self.course.improves(table, figures, self.step):
+            best = self._best_directory(table.name)
+            write_directory(best, policy.hf, policy.weights(), self.run.tokenizer, write=self.main)
+            self.run.parallel.barrier()
+        if self.course.stops(table, figures) and self.main:
+            announce(f"{table.name}: ended by its stop rule after step {self.step}")
+
+    def _best_directory(self, name: str) -> Path:
+        return self.run.directory / "stages" / f"{name}-best"
 
     def _hold_discriminator(self, stage: StageRun) -> None:
         """Remember the discriminator of the first anchored stage, and refuse another afterwards."""
@@ -146,6 +165,12 @@ class Trainer:
     def _end_stage(self, stage: StageRun) -> None:
         """Keep the stage's policy, fit the discriminator if it is due, evaluate, save."""
         name, policy = stage.table.name, self.run.policy
+        if self.course.best_step not in (None, self.step):
+            best = self._best_directory(name)
+            policy.load_weights(SafetensorsWeights(best), source=str(best))
+            self.run.sync_engine()
+            if self.main:
+                announce(f"{name}: goes on with the policy of step {self.course.best_step}, its best")
         if self.discriminator_hash is not None:
             check_unchanged(self.run, self.discriminator_hash)
         write_directory(
@@ -156,6 +181,7 @@ class Trainer:
             write=self.main,
         )
         self.run.parallel.barrier()
+        self.course = StageCourse(stopped=True)
         self._save()  # what follows takes a while, and may be killed
         settings = self.run.recipe.discriminator
         if settings is not None and settings.source is None and settings.fit_after == name:
@@ -163,6 +189,7 @@ class Trainer:
         self._evaluate_final(stage, name)
         self.stage_index += 1
         self.step = 0
+        self.course = StageCourse()
         self._save()
 
     def _maybe_save(self, steps: int) -> None:
@@ -229,6 +256,7 @@ class Trainer:
             "recipe": self.run.recipe.table(),
             "stage_index": self.stage_index,
             "step": self.step,
+            "course": asdict(self.course),
             "global_step": self.global_step,
             "optimizer_steps": policy.optimizer.steps if policy.optimizer else 0,
             "tokens": self.tokens,
@@ -272,6 +300,7 @@ class Trainer:
             state["step"],
             state["global_step"],
         )
+        self.course = StageCourse(**state["course"])
         self.tokens, self.seconds_before = state["tokens"], state["seconds"]
         self.start_logprob = dict(state["start_logprob"])
         self.discriminator_hash = state["discriminator"]

@@ -31,6 +31,7 @@ def anchor_advantages(
     credit: Literal["sentence", "return"] = "sentence",
     discount: float = 1.0,
     anchored_N: Tensor | None = None,
+    anchored_S: Tensor | None = None,
     eps: float = 1e-4,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -38,8 +39,8 @@ def anchor_advantages(
 
     A_i = (r_i - mean_g) / (std_g + eps), the standard deviation Bessel-corrected.
     a_k = clip((s_k - mean) / std, -c, c)                                                              (3.1)
-    B_t = a_{k(t)} - b_i, b_i the mean of a over the other anchored rollouts of the group: over their tokens
-    ("dapo", "dr_grpo") or over their token means ("grpo"), as the loss aggregates.                    (3.2)
+    B_t = a_{k(t)} - b_i, b_i the mean of a over the anchored tokens of the other rollouts of the group, weighted as
+    the loss weighs tokens: all alike ("dapo", "dr_grpo"), or by 1 / |y_j| ("grpo").                   (3.2)
     With credit "return": B_t = sum_{k >= k(t)} discount^(k - k(t)) (a_k - b_i), over the response's
     sentences.
 
@@ -59,6 +60,7 @@ def anchor_advantages(
         anchored_N: [N] bool, responses that have an anchor; None means all. Without it, or without tokens, a
             response has B = 0 and is left out of b. A response with no other anchored response in its group
             has b = 0.
+        anchored_S: [S] bool, sentences that the anchor speaks of; None means all. Outside of them B = 0.
         eps: added to the standard deviation.
         backend: "auto" | "reference".
 
@@ -71,15 +73,15 @@ def anchor_advantages(
     """
     _check_options(std, clip, aggregation=aggregation, scale=scale, credit=credit)
     responses, sentences = cu_seqlens.shape[0] - 1, cu_sents.shape[0] - 1
-    if anchored_N is not None and tuple(anchored_N.shape) != (responses,):
-        raise ValueError(f"anchored_N: expected shape ({responses},), got {tuple(anchored_N.shape)}")
     shapes = {
         "score_S": (score_S, sentences),
         "reward_N": (reward_N, responses),
         "group_N": (group_N, responses),
+        "anchored_N": (anchored_N, responses),
+        "anchored_S": (anchored_S, sentences),
     }
     for name, (tensor, length) in shapes.items():
-        if tuple(tensor.shape) != (length,):
+        if tensor is not None and tuple(tensor.shape) != (length,):
             raise ValueError(f"{name}: expected shape ({length},), got {tuple(tensor.shape)}")
     return resolve("anchor_advantages", backend).anchor_advantages(
         score_S,
@@ -95,6 +97,7 @@ def anchor_advantages(
         credit=credit,
         discount=discount,
         anchored_N=anchored_N,
+        anchored_S=anchored_S,
         eps=eps,
     )
 

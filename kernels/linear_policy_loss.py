@@ -30,7 +30,8 @@ def linear_policy_loss(
 
     The gradient of a token-separable loss with respect to the logits depends on that token alone,
     dL/dz_v = g_t (1[v = y] - p_v) / temperature_t with g_t = dL/dlogprob_t, so it is made chunk by chunk while the
-    logits are there: logits, then dHidden, then dWeight.
+    logits are there: logits, then dHidden, then dWeight. Where it depends on other tokens (sequence-level ratios, a
+    custom loss of scope "batch"), a pass for the statistics comes first and the logits are made again: four GEMMs.
 
     Gradients are made if and only if `torch.is_grad_enabled()` and an input requires them. Run the operation with an
     upstream gradient of exactly 1: what already sits in `main_grad` cannot be rescaled afterwards. It refuses to be

@@ -20,7 +20,7 @@ from aapa.discriminator.cosine import CosineDiscriminator
 from aapa.discriminator.quality import QualityCard
 from aapa.discriminator.sentence import SentenceDiscriminator
 from aapa.kernels import SentenceTable
-from aapa.sentences import Granularity, spans
+from aapa.sentences import Granularity, anchored_spans
 
 WEIGHTS, RECORD = "discriminator.safetensors", "discriminator.json"
 KINDS: dict[str, type[SentenceDiscriminator] | type[CosineDiscriminator]] = {
@@ -148,6 +148,7 @@ class ExpertCache:
         origin: trunk hash, layer and table of the discriminator that will score; the table must be `table`.
         table: segmentation table.
         granularity: of the discriminator.
+        delimiters: ids of an opening and a closing token; sentences between them are left out.
         directory: None keeps the states in memory only.
 
     Raises:
@@ -161,6 +162,7 @@ class ExpertCache:
         table: SentenceTable,
         granularity: Granularity = "sentence",
         directory: Path | str | None = None,
+        delimiters: tuple[int, int] | None = None,
     ) -> None:
         for name, expected, got in (
             ("trunk", origin.trunk, trunk.hash),
@@ -169,6 +171,7 @@ class ExpertCache:
             if expected != got:
                 raise ValueError(f"{name}: expected hash {expected}, got {got}")
         self.trunk, self.origin, self.table, self.granularity = trunk, origin, table, granularity
+        self.delimiters = delimiters
         self.directory = None if directory is None else Path(directory)
         self._state: dict[str, Tensor] = {}
         self._key: dict[int, str] = {}
@@ -190,10 +193,10 @@ class ExpertCache:
         missing = {key: examples[i] for i, key in keys.items() if key not in self._state}
         if missing:
             prompts, experts = ([list(pair[k]) for pair in missing.values()] for k in (0, 1))
-            cu_sents = spans(experts, self.table, self.granularity)
+            cu_sents, kept = anchored_spans(prompts, experts, self.table, self.granularity, self.delimiters)
             state_SD = self.trunk.sentence_states(prompts, experts, cu_sents).float().cpu()
             states = state_SD.split([len(cu) - 1 for cu in cu_sents])
-            computed = dict(zip(missing, (state.clone() for state in states), strict=True))
+            computed = {key: state[rows] for key, state, rows in zip(missing, states, kept, strict=True)}
             self._state.update(computed)
             if self.directory is not None:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -216,6 +219,7 @@ class ExpertCache:
                 "layer": origin.layer,
                 "table": origin.table,
                 "granularity": self.granularity,
+                "delimiters": self.delimiters,
                 "prompt": list(prompt),
                 "expert": list(expert),
             },

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from aapa.anchor import Anchor
-from aapa.objectives.base import Aggregation, Scale, anchor_weight
+from aapa.objectives.base import Objective, anchor_weight, check_least
 
 if TYPE_CHECKING:
     from aapa.batch import BatchCounts, Sequence, TokenBatch
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Objective):
     """L = sum_t -log pi(y*_t) / (expert tokens of the global batch), plus lambda L_adv on own rollouts (4.2).
 
     The anchor's weights are per sequence, lambda / (rollouts x tokens of the response) (3.3).
@@ -27,19 +27,17 @@ class SFT:
     anchor: Anchor | None = None
     group_size: int = 4
 
-    aggregation: ClassVar[Aggregation] = "grpo"
-    scale: ClassVar[Scale] = "none"
-    updates_per_rollout: ClassVar[int] = 1
-    epochs_per_rollout: ClassVar[int] = 1
-    uses_experts: ClassVar[bool] = True
-    needs_rewards: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
+    aggregation = "grpo"
+    scale = "none"
+    needs_rewards = False
 
     def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ValueError(f"group_size: expected at least 2, got {self.group_size}")
+        check_least(self, "group_size", 2)
         if self.anchor is not None and self.anchor.mode == "reward":
             raise ValueError("anchor.mode: expected 'loss' (SFT has no reward to shape), got 'reward'")
+
+    def uses_experts(self, step: int) -> bool:
+        return True
 
     def uses_rollouts(self, step: int) -> bool:
         return anchor_weight(self.anchor, step) > 0

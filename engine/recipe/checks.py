@@ -23,6 +23,8 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
         if names[stage.name] > 1:
             problems.append(at(f"stages.{index}.name", f"expected a name of its own, got {short(stage.name)} twice"))
         problems += _stage_problems(stage, f"stages.{index}")
+        problems += _evaluation_problems(recipe, stage, f"stages.{index}")
+        problems += _overlong_problems(recipe, stage, f"stages.{index}.objective")
     return problems + _discriminator_problems(recipe)
 
 
@@ -48,7 +50,7 @@ def environment_problems(recipe: Recipe) -> list[Problem]:
 
 def anchored(stage: StageTable) -> bool:
     """Whether the stage's objective has an anchor that ever acts."""
-    anchor = getattr(stage.objective, "anchor", None)
+    anchor = stage.objective.anchor
     return anchor is not None and bool(anchor.active)
 
 
@@ -106,7 +108,7 @@ def _stage_problems(stage: StageTable, path: str) -> list[Problem]:
     if stage.data == "corpus" and (kind != "sft" or stage.objective.anchor is not None):
         got = kind if kind != "sft" else "sft with an anchor"
         problems.append(at(f"{path}.objective", f"expected plain sft on the corpus, got {got}"))
-    needs_rewards = bool(getattr(stage.objective, "needs_rewards", False))
+    needs_rewards = stage.objective.needs_rewards
     if needs_rewards and not stage.rewards:
         problems.append(at(f"{path}.rewards", f"expected a reward function for {kind}, got none"))
     if stage.rewards and not needs_rewards:
@@ -116,6 +118,27 @@ def _stage_problems(stage: StageTable, path: str) -> list[Problem]:
         text = f"expected at most the stage's {stage.steps} steps, got {stage.warmup_steps}"
         problems.append(at(f"{path}.warmup_steps", text))
     return problems
+
+
+def _evaluation_problems(recipe: Recipe, stage: StageTable, path: str) -> list[Problem]:
+    """What ends a stage by its evaluations needs some."""
+    problems: list[Problem] = []
+    every = recipe.evaluation.every if stage.evaluate_every is None else stage.evaluate_every
+    for name in ("stop", "best"):
+        if getattr(stage, name) is not None and every == 0:
+            text = f"expected evaluations within the stage for stages.{stage.name}.{name}, got 0"
+            problems.append(at(f"{path}.evaluate_every", text))
+    if stage.stop is not None and (stage.stop.at_least is None) == (stage.stop.at_most is None):
+        got = "nothing" if stage.stop.at_least is None else "both"
+        problems.append(at(f"{path}.stop", f"expected at_least or at_most, got {got}"))
+    return problems
+
+
+def _overlong_problems(recipe: Recipe, stage: StageTable, path: str) -> list[Problem]:
+    buffer, limit = stage.objective.overlong_buffer, recipe.rollout.max_new_tokens
+    if buffer <= limit:
+        return []
+    return [at(f"{path}.overlong_buffer", f"expected at most rollout.max_new_tokens, {limit}, got {buffer}")]
 
 
 def _discriminator_problems(recipe: Recipe) -> list[Problem]:

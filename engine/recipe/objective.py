@@ -32,26 +32,31 @@ def load_dotted(path: str) -> Any:
 
 
 def objective_class(kind: Any) -> type:
-    """The dataclass of an objective's kind: a name in `aapa.objectives.OBJECTIVES`, or a dotted path.
+    """The dataclass of an objective's kind: a name in `aapa.objectives.OBJECTIVES` or `PRESETS`, or a dotted path.
 
     Raises:
         ValueError: no such objective.
     """
-    from aapa.objectives import OBJECTIVES
+    from aapa.objectives import OBJECTIVES, PRESETS, Objective
 
+    kinds = [*OBJECTIVES, *PRESETS]
     if not isinstance(kind, str):
         got = "nothing" if kind is None else short(kind)
-        raise ValueError(f"kind: expected one of {', '.join(OBJECTIVES)} or 'package.module:Class', got {got}")
+        raise ValueError(f"kind: expected one of {', '.join(kinds)} or 'package.module:Class', got {got}")
     if kind in OBJECTIVES:
         return OBJECTIVES[kind]
+    if kind in PRESETS:
+        return PRESETS[kind][0]
     if ":" not in kind:
-        raise ValueError(f"kind: expected {suggestion(kind, OBJECTIVES)}, or 'package.module:Class', got {short(kind)}")
+        raise ValueError(f"kind: expected {suggestion(kind, kinds)}, or 'package.module:Class', got {short(kind)}")
     try:
         chosen = load_dotted(kind)
     except ValueError as error:
         raise ValueError(f"kind: {error}") from error
     if not (isinstance(chosen, type) and dataclasses.is_dataclass(chosen)):
         raise ValueError(f"kind: expected a dataclass, got {short(kind)}")
+    if not issubclass(chosen, Objective):
+        raise ValueError(f"kind: expected a subclass of aapa.Objective, got {short(kind)}")
     return chosen
 
 
@@ -76,8 +81,12 @@ def parse_objective(table: Any) -> Any:
         return table
     if not isinstance(table, dict):
         raise ValueError(f"expected a table with the key kind, got {short(table)}")
-    chosen = objective_class(table.get("kind"))
-    fields = {key: value for key, value in table.items() if key != "kind"}
+    from aapa.objectives import PRESETS
+
+    kind = table.get("kind")
+    chosen = objective_class(kind)
+    preset = PRESETS[kind][1] if kind in PRESETS else {}
+    fields = {key: value for key, value in (preset | table).items() if key != "kind"}
     return TypeAdapter(strict_type(chosen)).validate_python(fields)
 
 

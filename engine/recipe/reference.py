@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import textwrap
+from collections.abc import Container
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from aapa.engine.recipe.schema import Recipe
-from aapa.engine.recipe.toml_text import toml_text
+from aapa.engine.recipe.toml_text import inline, toml_text
 from aapa.engine.recipe.validation import table_type
 
 WIDTH = 110
@@ -39,14 +40,21 @@ def recipe_reference() -> str:
 
 
 def _objectives() -> list[str]:
-    from aapa.objectives import OBJECTIVES
+    from aapa.objectives import OBJECTIVES, PRESETS
 
     lines: list[str] = []
     nested: dict[str, type] = {}
     for kind, cls in OBJECTIVES.items():
         lines += ["", *_paragraph("[stages.objective]", "")]
         lines += _row(f'kind = "{kind}"', _first_line(cls.__doc__))
-        lines += _dataclass_rows(cls, nested)
+        parent = next((name for name, other in OBJECTIVES.items() if other in cls.__bases__), None)
+        known = {field.name for field in dataclasses.fields(OBJECTIVES[parent])} if parent else set()
+        if parent:
+            lines += _row("", f"The keys of {parent}, and:")
+        lines += _dataclass_rows(cls, nested, known)
+    for kind, (cls, values) in PRESETS.items():
+        settings = ", ".join(f"{name} = {inline(value)}" for name, value in values.items())
+        lines += _row(f'kind = "{kind}"', f"{cls.__name__} with {settings}, unless they are given.")
     done: set[str] = set()
     while todo := [path for path in nested if path not in done]:
         path = todo[0]
@@ -58,12 +66,14 @@ def _objectives() -> list[str]:
     return lines
 
 
-def _dataclass_rows(cls: type, nested: dict[str, type]) -> list[str]:
-    """Rows of a dataclass's fields; dataclasses among them are added to `nested` under the field's name."""
+def _dataclass_rows(cls: type, nested: dict[str, type], known: Container[str] = ()) -> list[str]:
+    """Rows of a dataclass's fields, but for `known` ones; dataclasses are added to `nested` under the field's name."""
     documents = attribute_docs(cls.__doc__ or "")
     hints = get_type_hints(cls)
     lines: list[str] = []
     for field in dataclasses.fields(cls):
+        if field.name in known:
+            continue
         inner = [
             part for part in _parts(hints[field.name]) if isinstance(part, type) and dataclasses.is_dataclass(part)
         ]
@@ -94,14 +104,22 @@ def attribute_docs(docstring: str) -> dict[str, str]:
 def _entry(name: str, field: FieldInfo, inner: type[BaseModel] | None = None) -> list[str]:
     document = field.description or ""
     if inner is not None:
-        keys = [
-            key if item.is_required() else f"{key} (default {item.default:g})"
-            for key, item in inner.model_fields.items()
-        ]
-        return _row(f"{name} = []", f"{document} An array of tables with the keys {', '.join(keys)}.")
+        keys = [_key_of_table(key, item) for key, item in inner.model_fields.items()]
+        if get_origin(field.annotation) is list:
+            return _row(f"{name} = []", f"{document} An array of tables with the keys {', '.join(keys)}.")
+        return _row(f"{name} (optional)", f"{document} A table with the keys {', '.join(keys)}.")
     default = ... if field.is_required() else field.get_default(call_default_factory=True)
     annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return _row(_assignment(name, default), _sentence(document, annotation, default))
+
+
+def _key_of_table(name: str, field: FieldInfo) -> str:
+    if field.is_required():
+        return name
+    if field.default is None:
+        return f"{name} (optional)"
+    value = f"{field.default:g}" if isinstance(field.default, float) else inline(field.default)
+    return f"{name} (default {value})"
 
 
 def _assignment(name: str, default: Any) -> str:

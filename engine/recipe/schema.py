@@ -190,7 +190,7 @@ class EvaluationTable(Table):
     final_prompts: Count = 512
     """Prompts of the final split, from its start."""
     every: CountOrZero = Field(0, json_schema_extra=CHANGEABLE)
-    """Steps between evaluations within a stage; 0 evaluates at stage ends only."""
+    """Steps between evaluations within a stage; 0 evaluates at stage ends only. A stage may have its own."""
     temperature: Positive = 1.0
     """Sampling temperature."""
     seed: CountOrZero = 123
@@ -215,6 +215,38 @@ class RewardTable(Table):
     """"package.module:name" of f(prompts, completions, **columns) -> list of numbers or None."""
     weight: float = 1.0
     """Factor in the sum of all rewards."""
+
+
+EvaluationFigure = Literal[
+    "pass_rate",
+    "in_language",
+    "true_quality",
+    "proxy_reward",
+    "length_ratio",
+    "distinct_2",
+    "truncated",
+    "expert_logprob",
+]
+
+
+class StopTable(Table):
+    """Ends a stage early, by a figure of its evaluations."""
+
+    metric: EvaluationFigure = "pass_rate"
+    """A figure of the evaluations on the split `evaluation.split`."""
+    at_least: float | None = None
+    """The stage ends when the figure is at least this."""
+    at_most: float | None = None
+    """The stage ends when the figure is at most this."""
+
+
+class BestTable(Table):
+    """Ends a stage with the best policy of its evaluations instead of the last one."""
+
+    metric: EvaluationFigure = "pass_rate"
+    """A figure of the evaluations on the split `evaluation.split`."""
+    goal: Literal["max", "min"] = "max"
+    """Whether more or less of it is better; of equals the first is taken."""
 
 
 class StageTable(Table):
@@ -246,10 +278,16 @@ class StageTable(Table):
     """AdamW's second decay rate."""
     adam_eps: Positive = 1e-8
     """AdamW's epsilon."""
+    evaluate_every: CountOrZero | None = None
+    """Steps between evaluations within this stage, where they are not those of evaluation.every."""
+    stop: StopTable | None = None
+    """Ends the stage before its last step, by a figure of its evaluations."""
+    best: BestTable | None = None
+    """Ends the stage with the best policy of its evaluations."""
     rewards: list[RewardTable] = Field(default_factory=list)
     """Reward functions; their weighted sum is the reward."""
     objective: Objective
-    """The loss: kind = "sft" | "grpo" | "package.module:Class", and its hyperparameters."""
+    """The loss: kind = "sft", "grpo", "chord" or "package.module:Class", and its hyperparameters."""
 
 
 class Recipe(Table):

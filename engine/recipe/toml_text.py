@@ -38,7 +38,7 @@ def _tables(value: Any) -> bool:
 def _write(table: dict[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
     inner = {key: value for key, value in table.items() if isinstance(value, dict)}
     lines += [
-        f"{_key(key)} = {_value(value)}" for key, value in table.items() if key not in inner and value is not None
+        f"{_key(key)} = {inline(value)}" for key, value in table.items() if key not in inner and value is not None
     ]
     for key, value in inner.items():
         header = ".".join(_key(part) for part in (*path, key))
@@ -54,7 +54,8 @@ def _string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _value(value: Any) -> str:
+def inline(value: Any) -> str:
+    """A value as it stands behind a key."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -68,8 +69,8 @@ def _value(value: Any) -> str:
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        return "[" + ", ".join(inline(item) for item in value) + "]"
     if isinstance(value, dict):
-        pairs = (f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None)
+        pairs = (f"{_key(key)} = {inline(item)}" for key, item in value.items() if item is not None)
         return "{ " + ", ".join(pairs) + " }"
     raise ValueError(f"toml: expected numbers, strings, arrays and tables, got {value!r}")

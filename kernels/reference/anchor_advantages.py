@@ -32,22 +32,18 @@ def group_advantages(reward_N: Tensor, group_N: Tensor, groups: int, scale: str,
     return centred_N / (variance_G.sqrt()[group_N] + eps)
 
 
-def leave_one_out(
-    total_N: Tensor, tokens_N: Tensor, anchored_N: Tensor, group_N: Tensor, groups: int, by_sequence: bool
-) -> Tensor:
-    """b_i of (3.2): mean of a over the other anchored responses of the group, float64 [N]; 0 where there are
-    none.
+def leave_one_out(total_N: Tensor, weight_N: Tensor, group_N: Tensor, groups: int) -> Tensor:
+    """b_i of (3.2): weighted mean of a over the other responses of the group, float64 [N]; 0 where there are none.
 
     Args:
-        total_N: [N] float64, sum of a over the response's tokens; tokens_N: [N] float64, how many they are.
-        by_sequence: mean of the responses' token means instead of the mean over their tokens.
+        total_N: [N] float64, sum of a times weight over the response's anchored tokens; weight_N: [N] float64, sum of
+            the weights, 0 for a response without an anchor.
     """
-    value_N = total_N / tokens_N.clamp(min=1) if by_sequence else total_N
-    weight_N = torch.ones_like(tokens_N) if by_sequence else tokens_N
-    value_N, weight_N = (torch.where(anchored_N, x_N, 0.0) for x_N in (value_N, weight_N))
-    others_N = _sum(value_N, group_N, groups)[group_N] - value_N
+    others_N = _sum(total_N, group_N, groups)[group_N] - total_N
     weight_others_N = _sum(weight_N, group_N, groups)[group_N] - weight_N
-    return torch.where(weight_others_N > 0, others_N / weight_others_N.clamp(min=1), 0.0)
+    # The rest of a difference that should be 0 is far below any response's own weight.
+    alone_N = weight_others_N <= 1e-9 * weight_N.amax() if len(weight_N) else weight_N.bool()
+    return torch.where(alone_N, 0.0, others_N / torch.where(alone_N, 1.0, weight_others_N))
 
 
 def discounted_returns(value_S: Tensor, response_S: Tensor, responses: int, discount: float) -> Tensor:
@@ -76,6 +72,7 @@ def anchor_advantages(
     credit: str,
     discount: float,
     anchored_N: Tensor | None,
+    anchored_S: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(score_S.dtype, torch.float32)
@@ -91,13 +88,22 @@ def anchor_advantages(
 
     advantage_N = group_advantages(reward_N.detach().double(), group_N, groups, scale, eps)
 
-    has_anchor_N = length_N > 0 if anchored_N is None else anchored_N & (length_N > 0)
+    has_anchor_S = length_S > 0
+    if anchored_N is not None:
+        has_anchor_S = has_anchor_S & anchored_N[response_S]
+    if anchored_S is not None:
+        has_anchor_S = has_anchor_S & anchored_S
     a_S = ((score_S.detach().double() - mean) / std).clamp(-clip, clip)
-    # A response without an anchor may hold any score, NaN too, so it is replaced rather than multiplied by 0.
-    a_S = torch.where(has_anchor_N[response_S], a_S, 0.0)
-    total_N = _sum(a_S * length_S, response_S, responses)
-    b_N = leave_one_out(total_N, length_N.double(), has_anchor_N, group_N, groups, aggregation == "grpo")
-    anchor_S = torch.where(has_anchor_N[response_S], a_S - b_N[response_S], 0.0)
+    # A sentence without an anchor may hold any score, NaN too, so it is replaced rather than multiplied by 0.
+    a_S = torch.where(has_anchor_S, a_S, 0.0)
+    # Weights of tokens in the loss, up to a factor that the whole group shares.
+    weight_S = torch.where(has_anchor_S, length_S.double(), 0.0)
+    if aggregation == "grpo":
+        weight_S = weight_S / length_N.clamp(min=1)[response_S]
+    b_N = leave_one_out(
+        _sum(a_S * weight_S, response_S, responses), _sum(weight_S, response_S, responses), group_N, groups
+    )
+    anchor_S = torch.where(has_anchor_S, a_S - b_N[response_S], 0.0)
     if credit == "return":
         anchor_S = discounted_returns(anchor_S, response_S, responses, discount)
     return advantage_N.to(dtype).repeat_interleave(length_N), anchor_S.to(dtype).repeat_interleave(length_S)

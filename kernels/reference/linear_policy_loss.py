@@ -1,10 +1,11 @@
-"""Reference of `linear_policy_loss`: three GEMMs per chunk of rows, gradients made in the forward pass.
+"""Reference of `linear_policy_loss`: gradients made in the forward pass, three GEMMs per chunk of rows, or four.
 
 Shape legend: T tokens, D hidden size, V vocabulary rows of this rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -70,45 +71,98 @@ class _HeadPass:
         self.weight_VD, self.main_grad = weight_VD, main_grad
 
     def run(self, hidden_TD: Tensor, gradients: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = hidden_TD.shape[0]
-        loss = hidden_TD.new_zeros((), dtype=self.dtype)
-        metrics: dict[str, Tensor] = {}
         if gradients:
             self.hidden_grad_TD = torch.empty_like(hidden_TD, dtype=self.dtype)
             self.weight_grad_VD = self.main_grad
             if self.weight_grad_VD is None:
                 self.weight_grad_VD = torch.zeros_like(self.weight_VD, dtype=self.dtype)
-        # An empty micro-batch still passes once, so that the metrics have all their names.
-        for start in range(0, max(tokens, 1), CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, tokens)
-            part, figures = self._chunk(hidden_TD[start:stop], self.fields.rows(start, stop), start, gradients)
+        return (
+            self._three_gemms(hidden_TD, gradients) if self.spec.separable else self._four_gemms(hidden_TD, gradients)
+        )
+
+    def _three_gemms(self, hidden_TD: Tensor, gradients: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """A token's gradient follows from that token alone: loss and gradient while the chunk's logits are there."""
+        loss = hidden_TD.new_zeros((), dtype=self.dtype)
+        metrics: dict[str, Tensor] = {}
+        for rows in _chunks(hidden_TD.shape[0]):
+            fields = self.fields.rows(rows)
+            logits_TV = self.shard.logits(hidden_TD[rows], fields.temperature_T)
+            logprob_T, entropy_T, lse_T = statistics(logits_TV, fields.target_T, self.shard)
+            part, figures, grads = self._loss(logprob_T, entropy_T, fields, gradients)
             loss = loss + part
             for name, value in figures.items():
                 known = metrics.get(name)
                 combine = torch.maximum if name.startswith("max/") else torch.add
                 metrics[name] = value if known is None else combine(known, value)
+            if grads is not None:
+                self._backward(hidden_TD, rows, logits_TV, lse_T, entropy_T, fields, grads)
         return loss, metrics
 
-    def _chunk(
-        self, hidden_TD: Tensor, fields: TokenFields, start: int, gradients: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        temperature_T = fields.temperature_T
-        logits_TV = self.shard.logits(hidden_TD, temperature_T)
-        logprob_T, entropy_T, lse_T = statistics(logits_TV, fields.target_T, self.shard)
+    def _four_gemms(self, hidden_TD: Tensor, gradients: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Statistics of all rows first, then the loss over whole sequences, then logits again for the gradient."""
+        logprob_T, entropy_T, lse_T = torch.empty(3, hidden_TD.shape[0], dtype=self.dtype, device=hidden_TD.device)
+        for rows in _chunks(hidden_TD.shape[0]):
+            fields = self.fields.rows(rows)
+            logits_TV = self.shard.logits(hidden_TD[rows], fields.temperature_T)
+            logprob_T[rows], entropy_T[rows], lse_T[rows] = statistics(logits_TV, fields.target_T, self.shard)
+        loss, metrics, grads = self._loss(logprob_T, entropy_T, self.fields, gradients)
+        if grads is not None:
+            for rows in _chunks(hidden_TD.shape[0]):
+                fields = self.fields.rows(rows)
+                logits_TV = self.shard.logits(hidden_TD[rows], fields.temperature_T)
+                parts = grads[0][rows], None if grads[1] is None else grads[1][rows]
+                self._backward(hidden_TD, rows, logits_TV, lse_T[rows], entropy_T[rows], fields, parts)
+        return loss, metrics
+
+    def _loss(
+        self, logprob_T: Tensor, entropy_T: Tensor, fields: TokenFields, gradients: bool
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor | None] | None]:
+        """Loss, metrics, and (dL/dlogprob, dL/dentropy or None) of some rows."""
         if not gradients:
-            return policy_loss(logprob_T, entropy_T, fields, self.spec)
+            return *policy_loss(logprob_T, entropy_T, fields, self.spec), None
         with torch.enable_grad():
-            logprob_T.requires_grad_()
+            logprob_T = logprob_T.detach().requires_grad_()
+            # Only a loss of the user's own may look at the entropy.
+            entropy_T = entropy_T.detach().requires_grad_(self.spec.custom_loss is not None)
             loss, figures = policy_loss(logprob_T, entropy_T, fields, self.spec)
-            if loss.requires_grad:
-                (grad_T,) = torch.autograd.grad(loss, logprob_T)
-            else:  # no component has a weight
-                grad_T = torch.zeros_like(logprob_T)
-        grad_TV = logits_gradient(logits_TV, lse_T, fields.target_T, self.shard, temperature_T, grad_T)
-        self.hidden_grad_TD[start : start + hidden_TD.shape[0]] = grad_TV @ self.shard.weight_VD
+            if not loss.requires_grad:  # no component has a weight
+                return loss, figures, (torch.zeros_like(logprob_T), None)
+            inputs = (logprob_T, entropy_T) if entropy_T.requires_grad else (logprob_T,)
+            found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        logprob_grad_T = torch.zeros_like(logprob_T) if found[0] is None else found[0]
+        return loss.detach(), figures, (logprob_grad_T, found[1] if len(found) == 2 else None)
+
+    def _backward(
+        self,
+        hidden_TD: Tensor,
+        rows: slice,
+        logits_TV: Tensor,
+        lse_T: Tensor,
+        entropy_T: Tensor,
+        fields: TokenFields,
+        grads: tuple[Tensor, Tensor | None],
+    ) -> None:
+        """dHidden and dWeight of the chunk `rows`; overwrites its logits."""
+        logprob_grad_T, entropy_grad_T = grads
+        grad_TV = logits_gradient(
+            logits_TV,
+            lse_T,
+            fields.target_T,
+            self.shard,
+            fields.temperature_T,
+            logprob_grad_T,
+            entropy_grad_T,
+            None if entropy_grad_T is None else entropy_T,
+        )
+        self.hidden_grad_TD[rows] = grad_TV @ self.shard.weight_VD
         assert self.weight_grad_VD is not None
-        self.weight_grad_VD[: grad_TV.shape[1]] += grad_TV.t() @ hidden_TD.to(grad_TV.dtype)
-        return loss.detach(), figures
+        self.weight_grad_VD[: grad_TV.shape[1]] += grad_TV.t() @ hidden_TD[rows].to(grad_TV.dtype)
+
+
+def _chunks(tokens: int) -> Iterator[slice]:
+    """Rows in chunks; one empty chunk where there are none, so that the metrics have all their names."""
+    for start in range(0, max(tokens, 1), CHUNK_ROWS):
+        yield slice(start, min(start + CHUNK_ROWS, tokens))
 
 
 class _Attach(torch.autograd.Function):

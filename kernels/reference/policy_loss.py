@@ -1,4 +1,4 @@
-"""Reference of `policy_loss`. Shape legend: T tokens."""
+"""Reference of `policy_loss`. Shape legend: T tokens, N sequences, R rows with weight."""
 
 from __future__ import annotations
 
@@ -11,63 +11,160 @@ from aapa.kernels.fields import COMPONENTS, TokenFields, TokenLossSpec
 def policy_loss(
     logprob_T: Tensor, entropy_T: Tensor | None, fields: TokenFields, spec: TokenLossSpec
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    old_T = logprob_T.detach() if fields.old_logprob_T is None else fields.old_logprob_T.to(logprob_T.dtype)
+    ratios = _Ratios(logprob_T, fields, spec)
     loss = logprob_T.new_zeros(())
     metrics: dict[str, Tensor] = {}
     for component in COMPONENTS:
         weight_T = fields.weight(component)
         if weight_T is None:
             continue
-        value_T = _component(component, logprob_T, old_T, fields, spec)
-        # Zero-weight positions (prompts, padding) may hold anything, even inf: select, do not multiply.
-        term = torch.where(weight_T != 0, weight_T.to(logprob_T.dtype) * value_T, 0.0).sum()
+        # Zero-weight positions (prompts, padding) may hold anything, even inf: select rows, do not multiply by 0.
+        rows_R = weight_T.nonzero()[:, 0]
+        value_R = _component(component, rows_R, logprob_T, entropy_T, ratios, fields, spec)
+        term = (weight_T[rows_R].to(logprob_T.dtype) * value_R).sum()
         loss = loss + term
         metrics[f"loss/{component}"] = term.detach()
-    metrics.update(_ratio_metrics(logprob_T.detach(), old_T, entropy_T, fields, spec))
+    metrics.update(_metrics(logprob_T.detach(), entropy_T, ratios, fields, spec))
     return loss, metrics
 
 
-def _component(name: str, logprob_T: Tensor, old_T: Tensor, fields: TokenFields, spec: TokenLossSpec) -> Tensor:
+class _Ratios:
+    """Log importance ratios log rho of all tokens, 0 where a token belongs to no rollout.
+
+    Attributes:
+        old_T: log-probs that the ratio is taken against.
+        rl_T: of the token, or the mean over its sequence, with the gradient of the mean.
+        adv_T: the same value with the gradient of the token's own log-prob, so that the advantages of sentences stay
+            with their sentences (the token variant of GSPO).
+    """
+
+    def __init__(self, logprob_T: Tensor, fields: TokenFields, spec: TokenLossSpec) -> None:
+        self.old_T = logprob_T.detach() if fields.old_logprob_T is None else fields.old_logprob_T.to(logprob_T.dtype)
+        if spec.ratio_level == "token":
+            active_T = active_tokens(fields)
+            self.rl_T = self.adv_T = torch.where(active_T, logprob_T - self.old_T, 0.0)
+            return
+        if fields.sequence_T is None:
+            raise ValueError("sequence_T: expected a tensor with ratio_level 'sequence', got None")
+        active_T = fields.sequence_T >= 0
+        token_T = torch.where(active_T, logprob_T - self.old_T, 0.0)
+        self.rl_T = torch.where(active_T, _sequence_means(token_T, fields.sequence_T), 0.0)
+        self.adv_T = self.rl_T.detach() + torch.where(active_T, logprob_T - logprob_T.detach(), 0.0)
+
+
+def _sequence_means(value_T: Tensor, sequence_T: Tensor) -> Tensor:
+    """Mean over the tokens of equal `sequence_T`, at each of them; entries of -1 are passed over."""
+    place_T = sequence_T.clamp(min=0)
+    inside_T = (sequence_T >= 0).to(value_T.dtype)
+    sequences = int(place_T.max()) + 1 if len(place_T) else 0
+    count_N = value_T.new_zeros(sequences).index_add(0, place_T, inside_T)
+    total_N = value_T.new_zeros(sequences).index_add(0, place_T, value_T * inside_T)
+    return (total_N / count_N.clamp(min=1))[place_T]
+
+
+def _component(
+    name: str,
+    rows_R: Tensor,
+    logprob_T: Tensor,
+    entropy_T: Tensor | None,
+    ratios: _Ratios,
+    fields: TokenFields,
+    spec: TokenLossSpec,
+) -> Tensor:
+    logprob_R = logprob_T[rows_R]
     if name == "sft":
-        return -logprob_T
+        if not spec.phi:
+            return -logprob_R
+        p_R = logprob_R.detach().exp()
+        return -logprob_R * p_R * (1.0 - p_R)
+    if name == "custom":
+        assert spec.custom_loss is not None, "custom_weight_T needs spec.custom_loss"
+        entropy_R = None if entropy_T is None else entropy_T[rows_R]
+        value_R = spec.custom_loss(logprob_R, entropy_R, fields.rows(rows_R))
+        if value_R.shape != logprob_R.shape:
+            raise ValueError(f"custom_loss: expected shape {tuple(logprob_R.shape)}, got {tuple(value_R.shape)}")
+        return value_R
     if name == "kl":
-        assert fields.ref_logprob_T is not None and fields.kl_weight_T is not None
-        active_T = fields.kl_weight_T != 0
-        difference_T = torch.where(active_T, fields.ref_logprob_T.to(logprob_T.dtype) - logprob_T, 0.0)
-        return torch.expm1(difference_T) - difference_T
-    weight_T = fields.weight(name)
+        assert fields.ref_logprob_T is not None
+        value_R = kl_estimate(fields.ref_logprob_T[rows_R].to(logprob_R.dtype) - logprob_R, spec.kl)
+        return value_R * ratios.rl_T[rows_R].exp() if spec.kl_correction else value_R
     advantage_T = fields.advantage_T if name == "rl" else fields.anchor_advantage_T
-    assert weight_T is not None and advantage_T is not None
-    # The ratio of a position that is masked must not reach the gradient as 0 * inf.
-    log_ratio_T = torch.where(weight_T != 0, logprob_T - old_T, 0.0)
-    ratio_T = log_ratio_T.exp()
-    clipped_T = ratio_T.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
-    advantage_T = torch.where(weight_T != 0, advantage_T.to(logprob_T.dtype), 0.0)
-    return -torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
+    log_ratio_T = ratios.rl_T if name == "rl" else ratios.adv_T
+    assert advantage_T is not None
+    value_R = _surrogate(log_ratio_T[rows_R].exp(), logprob_R, advantage_T[rows_R].to(logprob_R.dtype), spec)
+    return value_R if fields.correction_T is None else value_R * fields.correction_T[rows_R].to(logprob_R.dtype)
+
+
+def _surrogate(ratio_R: Tensor, logprob_R: Tensor, advantage_R: Tensor, spec: TokenLossSpec) -> Tensor:
+    clipped_R = ratio_R.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
+    if spec.surrogate == "cispo":
+        return -clipped_R.detach() * advantage_R * logprob_R
+    if spec.delta is not None:
+        ratio_R = ratio_R.clamp(max=spec.delta)
+    return -torch.minimum(ratio_R * advantage_R, clipped_R * advantage_R)
+
+
+def kl_estimate(difference: Tensor, estimator: str) -> Tensor:
+    """k1, k2 or k3 of the divergence from the reference; `difference` = ref_logprob - logprob."""
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return 0.5 * difference**2
+    return torch.expm1(difference) - difference
+
+
+def active_tokens(fields: TokenFields) -> Tensor:
+    """[T] bool, tokens whose ratio matters: those with weight in rl, adv or kl."""
+    active_T = torch.zeros_like(fields.target_T, dtype=torch.bool)
+    for weight_T in (fields.rl_weight_T, fields.adv_weight_T, fields.kl_weight_T):
+        if weight_T is not None:
+            active_T |= weight_T != 0
+    return active_T
 
 
 @torch.no_grad()
-def _ratio_metrics(
-    logprob_T: Tensor, old_T: Tensor, entropy_T: Tensor | None, fields: TokenFields, spec: TokenLossSpec
+def _metrics(
+    logprob_T: Tensor, entropy_T: Tensor | None, ratios: _Ratios, fields: TokenFields, spec: TokenLossSpec
 ) -> dict[str, Tensor]:
-    """Sums over the rollout tokens, those with weight in rl or adv."""
-    active_T = torch.zeros_like(logprob_T, dtype=torch.bool)
-    for weight_T in (fields.rl_weight_T, fields.adv_weight_T):
-        if weight_T is not None:
-            active_T |= weight_T != 0
-    log_ratio_T = torch.where(active_T, logprob_T - old_T, 0.0)
-    ratio_T = log_ratio_T.exp()
-    advantage_T = fields.advantage_T if fields.advantage_T is not None else fields.anchor_advantage_T
+    """Sums over the rollout tokens that have weight, and what is known of the other components."""
+    active_R = active_tokens(fields).nonzero()[:, 0]
+    log_ratio_R = ratios.rl_T[active_R]
+    old_R = ratios.old_T[active_R]
     metrics = {
-        "sum/tokens": active_T.sum().to(logprob_T.dtype),
-        "sum/ratio": torch.where(active_T, ratio_T, 0.0).sum(),
-        "sum/kl_old": -log_ratio_T.sum(),
-        "max/log_ratio": log_ratio_T.abs().amax() if log_ratio_T.numel() else log_ratio_T.new_zeros(()),
+        "sum/tokens": logprob_T.new_tensor(len(active_R)),
+        "sum/ratio": log_ratio_R.exp().sum(),
+        "sum/kl_old": -(logprob_T[active_R] - old_R).sum(),
+        "max/log_ratio": log_ratio_R.abs().amax() if len(active_R) else log_ratio_R.new_zeros(()),
     }
-    if advantage_T is not None:
-        above_T = (ratio_T > 1.0 + spec.clip_high) & (advantage_T > 0)
-        below_T = (ratio_T < 1.0 - spec.clip_low) & (advantage_T < 0)
-        metrics["sum/clipped"] = ((above_T | below_T) & active_T).sum().to(logprob_T.dtype)
+    for name, advantage_T in (("rl", fields.advantage_T), ("adv", fields.anchor_advantage_T)):
+        weight_T = fields.weight(name)
+        if weight_T is not None and advantage_T is not None:
+            rows_R = weight_T.nonzero()[:, 0]
+            ratio_R, advantage_R = ratios.rl_T[rows_R].exp(), advantage_T[rows_R]
+            metrics[f"sum/{name}_clipped_low"] = _count((ratio_R < 1.0 - spec.clip_low) & (advantage_R < 0), logprob_T)
+            metrics[f"sum/{name}_clipped_high"] = _count(
+                (ratio_R > 1.0 + spec.clip_high) & (advantage_R > 0), logprob_T
+            )
     if entropy_T is not None:
-        metrics["sum/entropy"] = torch.where(active_T, entropy_T, 0.0).sum()
+        metrics["sum/entropy"] = entropy_T[active_R].sum()
+    if fields.kl_weight_T is not None and fields.ref_logprob_T is not None:
+        rows_R = fields.kl_weight_T.nonzero()[:, 0]
+        difference_R = fields.ref_logprob_T[rows_R].to(logprob_T.dtype) - logprob_T[rows_R]
+        metrics["sum/kl_ref"] = kl_estimate(difference_R, "k3").sum()
+    if fields.rollout_logprob_T is not None:
+        rollout_R = fields.rollout_logprob_T[active_R].to(logprob_T.dtype)
+        error_R = (old_R.exp() - rollout_R.exp()).abs()
+        metrics["sum/prob_error"] = error_R.sum()
+        metrics["max/prob_error"] = error_R.amax() if len(active_R) else error_R.new_zeros(())
+    if fields.correction_T is not None:
+        correction_R = fields.correction_T[active_R].to(logprob_T.dtype)
+        metrics["sum/correction"] = correction_R.sum()
+        metrics["sum/correction_masked"] = _count(correction_R == 0, logprob_T)
+    if spec.phi and fields.sft_weight_T is not None:
+        p_R = logprob_T[fields.sft_weight_T != 0].exp()
+        metrics["sum/phi"] = (p_R * (1.0 - p_R)).sum()
     return metrics
+
+
+def _count(condition: Tensor, like: Tensor) -> Tensor:
+    return condition.sum().to(like.dtype)

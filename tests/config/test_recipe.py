@@ -60,7 +60,7 @@ def test_the_valid_recipe(valid: dict[str, Any]) -> None:
         ("name", ..., "name: expected a value, got nothing"),
         ("stages", ..., "stages: expected a value, got nothing"),
         ("stages.1.steps", ..., "stages.1.steps: expected a value, got nothing"),
-        ("stages.1.objective.kind", ..., "stages.1.objective.kind: expected one of sft, grpo or"),
+        ("stages.1.objective.kind", ..., "stages.1.objective.kind: expected one of sft, grpo, chord"),
         # wrong types; nothing is converted
         ("seed", "3", "seed: expected a whole number, got '3'"),
         ("seed", 3.0, "seed: expected a whole number, got 3.0"),

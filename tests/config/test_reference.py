@@ -11,7 +11,7 @@ from aapa.anchor import Anchor
 from aapa.engine.recipe import Recipe, recipe_reference
 from aapa.engine.recipe.reference import WIDTH, attribute_docs
 from aapa.engine.recipe.validation import table_type
-from aapa.objectives import OBJECTIVES
+from aapa.objectives import OBJECTIVES, PRESETS
 from aapa.schedules import Schedule
 
 
@@ -53,11 +53,11 @@ def test_every_hyperparameter_is_there_with_its_documentation() -> None:
     places = [("stages.objective", cls) for cls in OBJECTIVES.values()]
     places += [("stages.objective.anchor", Anchor), ("stages.objective.anchor.weight", Schedule)]
     for place, cls in places:
-        documents = attribute_docs(cls.__doc__ or "")
+        documents = {name: text for part in cls.__mro__ for name, text in attribute_docs(part.__doc__ or "").items()}
         for field in dataclasses.fields(cls):
             assert documents.get(field.name), f"{cls.__name__}.{field.name} has no documentation"
             assert field.name in sections[place]
-    for kind in OBJECTIVES:
+    for kind in [*OBJECTIVES, *PRESETS]:
         assert f'kind = "{kind}"' in text
 
 

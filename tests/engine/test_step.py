@@ -14,8 +14,9 @@ from aapa import GRPO, SFT, Anchor
 from aapa.engine.data import TokenizedExample
 from aapa.engine.examples import Example
 from aapa.engine.rollout import Rollout
+from aapa.engine.sampling import RolloutBatch
 from aapa.engine.scoring import Scorer, Scores
-from aapa.engine.step import RolloutBatch, _minibatches, advantages, learning_rate_at
+from aapa.engine.step import _minibatches, advantages, learning_rate_at
 
 LENGTHS = [[2, 3], [4], [1, 1, 2], [3, 2], [2], [5, 1]]  # sentence lengths of six rollouts
 GROUPS = [0, 0, 0, 1, 1, 1]
@@ -33,6 +34,7 @@ def batch() -> RolloutBatch:
     scores = Scores(
         score_S=torch.tensor([s for row in SCORES for s in row]),
         cu_sents=[torch.tensor([0, *torch.tensor(row).cumsum(0).tolist()], dtype=torch.int32) for row in LENGTHS],
+        kept=[torch.ones(len(row), dtype=torch.bool) for row in LENGTHS],
         anchored=ANCHORED,
         mean=MEAN,
         std=STD,
@@ -82,7 +84,7 @@ def test_sequences_carry_the_advantages_of_the_formulas(scale, aggregation, clip
         max_response_length=16 if aggregation == "dr_grpo" else None,
         anchor=Anchor(weight=0.7, clip=clip, credit=credit, discount=0.5 if credit == "return" else 1.0),
     )
-    made = advantages(batch(), objective, 0, temperature=0.8)
+    made = advantages(batch(), objective, 0, temperature=0.8, max_length=16)
     rl = expected_advantages(REWARDS, scale)
     anchor = expected_anchor(aggregation, clip, credit)
     for i, sequence in enumerate(made):
@@ -104,7 +106,7 @@ def test_reward_mode_adds_the_mean_anchor_before_the_groups_are_normalised():
         reward + (0.7 * mean(row) if anchored else 0.0)
         for reward, row, anchored in zip(REWARDS, scores, ANCHORED, strict=True)
     ]
-    made = advantages(batch(), objective, 0, temperature=1.0)
+    made = advantages(batch(), objective, 0, temperature=1.0, max_length=16)
     for sequence, value in zip(made, expected_advantages(shaped, "group"), strict=True):
         torch.testing.assert_close(sequence.advantage, torch.full_like(sequence.advantage, value), rtol=1e-5, atol=1e-6)
         assert not sequence.anchored
@@ -115,7 +117,7 @@ def test_without_scores_nothing_is_anchored():
     bare = batch()
     bare.scores = None
     for objective in (GRPO(), SFT()):
-        assert not any(s.anchored or s.anchor_advantage.any() for s in advantages(bare, objective, 0, 1.0))
+        assert not any(s.anchored or s.anchor_advantage.any() for s in advantages(bare, objective, 0, 1.0, 16))
 
 
 class StubTrunk:
@@ -175,5 +177,13 @@ def test_learning_rate_warms_up_and_decays():
     assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, 0.55, 0.1])
 
 
-def test_minibatches_cover_everything_once_in_order():
-    assert _minibatches(list(range(7)), 3) == [[0, 1, 2], [3, 4], [5, 6]]
+def test_minibatches_cover_everything_once_in_order_and_mix_experts_with_rollouts():
+    made = [SimpleNamespace(role="expert", n=n) for n in range(4)] + [
+        SimpleNamespace(role="rollout", n=n) for n in range(7)
+    ]
+    parts = [[(s.role[0], s.n) for s in part] for part in _minibatches(made, 3)]
+    assert parts == [
+        [("e", 0), ("e", 1), ("r", 0), ("r", 1), ("r", 2)],
+        [("e", 2), ("r", 3), ("r", 4)],
+        [("e", 3), ("r", 5), ("r", 6)],
+    ]

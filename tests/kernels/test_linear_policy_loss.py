@@ -80,7 +80,7 @@ def test_main_grad_accumulates_over_micro_batches_and_leaves_zeros_to_autograd()
     main_grad = torch.ones_like(weight)
     for start, stop in ((0, 13), (13, 40)):
         part = hidden[start:stop].clone().requires_grad_()
-        loss, _ = linear_policy_loss(part, weight, fields.rows(start, stop), SPEC, main_grad=main_grad)
+        loss, _ = linear_policy_loss(part, weight, fields.rows(slice(start, stop)), SPEC, main_grad=main_grad)
         _, dummy = torch.autograd.grad(loss, (part, weight))
         assert not dummy.any()
     torch.testing.assert_close(main_grad - 1, want, rtol=1e-9, atol=1e-10)
@@ -128,7 +128,7 @@ def test_no_tokens_and_all_masked_give_zero():
     hidden, weight, fields = problem(9, 4, 7, 1)
     hidden.requires_grad_()
     weight.requires_grad_()
-    empty, metrics = linear_policy_loss(hidden[:0], weight, fields.rows(0, 0), SPEC)
+    empty, metrics = linear_policy_loss(hidden[:0], weight, fields.rows(slice(0, 0)), SPEC)
     assert float(empty) == 0.0
     assert float(metrics["sum/tokens"]) == 0.0
     zero = torch.zeros(9, dtype=torch.float64)

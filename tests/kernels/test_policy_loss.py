@@ -114,7 +114,7 @@ def test_without_old_logprobs_the_ratio_is_one_and_its_gradient_is_the_score():
     (grad,) = torch.autograd.grad(loss, logprob)
     torch.testing.assert_close(grad, -f.rl_weight_T * f.advantage_T)
     assert float(metrics["sum/ratio"]) == 9.0
-    assert float(metrics["sum/clipped"]) == 0.0
+    assert float(metrics["sum/rl_clipped_low"]) == float(metrics["sum/rl_clipped_high"]) == 0.0
 
 
 def test_masked_positions_may_hold_anything():
@@ -148,7 +148,8 @@ def test_clip_fraction_counts_only_what_the_surrogate_clips():
     )
     logprob = torch.tensor([1.5, 1.5, 0.5, 0.5]).log()
     _, metrics = policy_loss(logprob, None, f, TokenLossSpec(0.2, 0.2))
-    assert float(metrics["sum/clipped"]) == 2.0  # 1.5 with A > 0, and 0.5 with A < 0
+    assert float(metrics["sum/rl_clipped_high"]) == 1.0  # 1.5 with A > 0
+    assert float(metrics["sum/rl_clipped_low"]) == 1.0  # 0.5 with A < 0
 
 
 @pytest.mark.parametrize("backend", ["triton", "native"])

@@ -142,7 +142,7 @@ def test_counts_add_up_over_ranks():
 @pytest.mark.parametrize(
     ("kind", "step", "value"),
     [
-        ("constant", 0, 2 / 5), ("constant", 3, 8 / 5), ("constant", 4, 2.0), ("constant", 99, 2.0),
+        ("constant", 0, 0.0), ("constant", 3, 3 / 2), ("constant", 4, 2.0), ("constant", 99, 2.0),
         ("linear", 4, 2.0), ("linear", 9, 1.5), ("linear", 14, 1.0), ("linear", 99, 1.0),
         ("cosine", 4, 2.0), ("cosine", 9, 1.5), ("cosine", 14, 1.0),
     ],
