@@ -12,6 +12,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +37,36 @@ def launch() -> Callable[..., None]:
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of language model, SFT and a fitted discriminator, that other runs begin from."""
+    from runs import start_table
+
+    from aapa.engine.recipe import parse_recipe
+    from aapa.engine.trainer import train
+
+    directory = tmp_path_factory.mktemp("start")
+    train(parse_recipe(start_table()), directory)
+    return directory
+
+
+@pytest.fixture
+def own_reward(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A reward function in a file of the user's own, which never ties on purpose."""
+    folder = tmp_path_factory.mktemp("modules")
+    sys.modules.pop("reward_of_tests", None)  # its counter belongs to one test
+    (folder / "reward_of_tests.py").write_text(
+        "import os, signal\n"
+        "calls = 0\n"
+        "def vowels(prompts, completions, **columns):\n"
+        "    return [sum(c in 'aeiou' for c in text) / 10 for text in completions]\n"
+        "def stop_at_third(prompts, completions, **columns):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return vowels(prompts, completions)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))

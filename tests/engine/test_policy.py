@@ -14,6 +14,7 @@ from aapa import GRPO, SFT
 from aapa.batch import BatchCounts, Sequence
 from aapa.engine.errors import TrainingFault, UserError
 from aapa.engine.policy.frozen import FrozenModel
+from aapa.engine.policy.layers import PackedSeq
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.model import check_supported
 from aapa.engine.policy.optimizer import AdamSettings
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import itertools
 
 import tiny
+from own_objective import Reinforce
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -212,3 +214,30 @@ def test_models_that_would_compute_something_else_are_refused(field, value):
         setattr(hf, field, value)
     with pytest.raises(UserError, match=r"model\.source: expected"):
         check_supported(hf)
+
+
+def test_an_objective_of_ones_own_has_the_gradient_of_its_formula(parallel):
+    """In float64, against autograd through the same layers and a dense log-softmax."""
+    objective, sequences = Reinforce(group_size=4, bonus=0.3), tiny.rollouts()
+    policy = MegatronPolicy(tiny.config(), parallel, torch.float64)
+    policy.load_weights(tiny.hf_model().state_dict())
+    sums = policy.gradients(pack(sequences, 40, objective), objective)
+    tokens = BatchCounts.of(sequences).rollout_tokens
+    loss = torch.zeros((), dtype=torch.float64)
+    for sequence in sequences:
+        (batch,) = pack([sequence], 1000)
+        packed = PackedSeq(batch.cu_seqlens, batch.max_seqlen)
+        hidden = policy.model(batch.token_T[None], batch.position_T[None], None, packed_seq_params=packed)
+        # Temperatures and weights are float32 by design, the rest of the way is float64.
+        logits = hidden[len(sequence.prompt) - 1 : -1, 0] @ policy.model.head_weight().t()
+        table = (logits / float(torch.tensor(sequence.temperature))).log_softmax(-1)
+        logprob, entropy = table.gather(1, sequence.response[:, None])[:, 0], -(table.exp() * table).sum(-1)
+        if sequence.mask is None:
+            value = -sequence.advantage * logprob - objective.bonus * entropy
+            loss = loss + (value * float(torch.tensor(1.0 / tokens))).sum()
+    assert sums["loss/custom"] == pytest.approx(float(loss.detach()), abs=1e-10)
+    parameters = dict(policy.model.named_parameters())
+    for (name, parameter), grad in zip(
+        parameters.items(), torch.autograd.grad(loss, list(parameters.values())), strict=True
+    ):
+        torch.testing.assert_close(parameter.main_grad, grad, rtol=0, atol=1e-10, msg=name)

@@ -11,116 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from runs import DATA, figures, rl_table, same, start_table, weights
 
 from aapa.engine.errors import Interrupted, UserError
 from aapa.engine.metrics import read_metrics, read_samples
 from aapa.engine.recipe import parse_recipe
 from aapa.engine.trainer import train
 
-PROXY = "aapa.engine.tasks.mini_if.rewards:proxy_reward"
-DATA = {"options": {"train_size": 80, "dev_size": 32, "test_size": 32, "held_out_size": 8, "corpus_size": 200}}
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-
-
-def start_table() -> dict:
-    """Language model, SFT, and a discriminator between them and what comes after."""
-    return {
-        "name": "start",
-        "model": dict(SMALL),
-        "data": DATA,
-        "discriminator": {
-            "fit_after": "sft",
-            "prompts": 30,
-            "steps": 20,
-            "rollouts_per_prompt": 2,
-            "rank": 16,
-        },
-        "evaluation": {"prompts": 16, "final_prompts": 16, "every": 2},
-        "stages": [
-            {
-                "name": "base",
-                "data": "corpus",
-                "steps": 30,
-                "prompts_per_step": 16,
-                "learning_rate": 1e-2,
-                "objective": {"kind": "sft"},
-            },
-            {
-                "name": "sft",
-                "steps": 4,
-                "prompts_per_step": 8,
-                "learning_rate": 1e-3,
-                "objective": {"kind": "sft"},
-            },
-        ],
-    }
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("start")
-    train(parse_recipe(start_table()), directory)
-    return directory
-
-
-def rl_table(start: Path, weight: float | None, steps: int = 20, **objective) -> dict:
-    anchor = {} if weight is None else {"anchor": {"weight": weight}}
-    table = {
-        "name": "rl",
-        "model": {"source": str(start / "final")},
-        "data": DATA,
-        "rollout": {"max_new_tokens": 12},
-        "evaluation": {"prompts": 16, "final_prompts": 16},
-        "stages": [
-            {
-                "name": "rl",
-                "steps": steps,
-                "prompts_per_step": 2,
-                "learning_rate": 1e-3,
-                "rewards": [{"function": "reward_of_tests:vowels"}],
-                "objective": {"kind": "grpo", "group_size": 4, "updates_per_rollout": 2} | anchor | objective,
-            }
-        ],
-    }
-    if weight is not None:
-        table["discriminator"] = {"source": str(start / "discriminator")}
-    return table
-
-
-@pytest.fixture(autouse=True)
-def own_reward(monkeypatch, tmp_path_factory):
-    """A reward function in a file of the user's own, which never ties on purpose."""
-    folder = tmp_path_factory.mktemp("modules")
-    sys.modules.pop("reward_of_tests", None)  # its counter belongs to one test
-    (folder / "reward_of_tests.py").write_text(
-        "import os, signal\n"
-        "calls = 0\n"
-        "def vowels(prompts, completions, **columns):\n"
-        "    return [sum(c in 'aeiou' for c in text) / 10 for text in completions]\n"
-        "def stop_at_third(prompts, completions, **columns):\n"
-        "    global calls\n"
-        "    calls += 1\n"
-        "    if calls == 3:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return vowels(prompts, completions)\n"
-    )
-    monkeypatch.syspath_prepend(str(folder))
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(directory / "final" / "model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+pytestmark = pytest.mark.usefixtures("own_reward")
 
 
 def test_lambda_zero_is_bit_identical_to_plain_grpo_and_never_scores(start, tmp_path, monkeypatch):
@@ -164,15 +66,6 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_identically(start, tmp_path, extra
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
     assert figures(tmp_path / "whole") == figures(tmp_path / "stopped")
     assert len(read_samples(tmp_path / "stopped")) == len(read_samples(tmp_path / "whole"))
-
-
-def figures(directory: Path) -> list[dict]:
-    """The metric log without what only the clock decides."""
-    clock = ("time/", "throughput/", "memory/")
-    return [
-        {name: repr(value) for name, value in row.items() if not name.startswith(clock)}
-        for row in read_metrics(directory)
-    ]
 
 
 def test_a_run_resumes_within_and_between_stages(tmp_path):
