@@ -145,7 +145,7 @@ class GRPO(Objective):
         return (*names, "adv") if anchor_weight(self.anchor, step) > 0 else names
 
     def weights(self, sequence: Sequence, counts: BatchCounts, step: int) -> dict[str, float]:
-        if not sequence.tokens:
+        if sequence.role == "expert" or not sequence.tokens:
             return {}
         weight = self.token_weight(sequence, counts)
         weights = {"rl": weight, "kl": self.beta * weight}

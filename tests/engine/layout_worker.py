@@ -34,7 +34,7 @@ def step(parallel: Parallel, tied: bool, output: Path) -> None:
     policy = MegatronPolicy(hf, parallel, torch.float64)
     policy.load_weights(tiny.hf_model(tied).state_dict())
     sums = policy.gradients(batches, objective)
-    gradients = dict(stream(policy.model, hf, parallel, lambda p: p.main_grad))
+    gradients = dict(stream(policy.model, hf, parallel, lambda p: p.main_grad.clone()))
     logprobs = [logprob for logprob, _ in policy.logprobs(batches)]
 
     single = MegatronPolicy(hf, parallel, torch.float32)
@@ -44,13 +44,31 @@ def step(parallel: Parallel, tied: bool, output: Path) -> None:
     norm = single.train_step(batches, objective, 1e-2).grad_norm
     weights = dict(single.weights())
     moments = dict(single.moments("exp_avg"))
+    others = {} if tied else every_objective(policy, parallel)
     if parallel.is_main:
         output.mkdir()
+        for name, values in others.items():
+            save_file(values, output / f"{name}.safetensors")
         save_file(gradients, output / "gradients.safetensors")
         save_file(weights, output / "weights.safetensors")
         save_file(moments, output / "moments.safetensors")
         facts = {"sums": sums, "grad_norm": norm, "logprob": [float(lp.sum()) for lp in logprobs]}
         (output / "facts.json").write_text(json.dumps(facts))
+
+
+def every_objective(policy: MegatronPolicy, parallel: Parallel) -> dict[str, dict[str, torch.Tensor]]:
+    """Loss and gradients of every objective at step 20, on rollouts and experts."""
+    found = {}
+    everything = tiny.rollouts() + tiny.experts()
+    for sequence in everything:
+        sequence.correction = None if sequence.old_logprob is None else 0.5 + (sequence.old_logprob / 9).exp()
+    mine = everything[parallel.data_rank :: parallel.data]
+    counts = BatchCounts.from_vector(parallel.sum_over_data(BatchCounts.of(mine).vector()))
+    for name, objective in tiny.objectives().items():
+        sums = policy.gradients(pack(mine, 40, objective, counts, step=20), objective)
+        values = dict(stream(policy.model, policy.hf, parallel, lambda p: p.main_grad.clone()))
+        found[name] = values | {key: torch.tensor(value, dtype=torch.float64) for key, value in sums.items()}
+    return found
 
 
 def main(tensor: int, pipeline: int, output: Path) -> None:

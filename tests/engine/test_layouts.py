@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
 
 pytestmark = pytest.mark.multiprocess
 LAYOUTS = {"tensor": (2, 1), "pipeline": (1, 2), "data": (1, 1)}
@@ -23,6 +28,7 @@ def alone(launch, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_step_equals_one_process(layout, alone, launch, tmp_path):
     launch("layout_worker.py", 2, *LAYOUTS[layout], tmp_path)
+    assert {file.stem for file in (alone / "untied").glob("*.safetensors")} >= set(tiny.objectives())
     for tie in ("tied", "untied"):
         compare(layout, tmp_path / tie, alone / tie)
 
@@ -40,3 +46,11 @@ def compare(layout: str, folder: Path, reference: Path) -> None:
         assert got.keys() == want.keys()
         for name in want:
             torch.testing.assert_close(got[name], want[name], rtol=0, atol=tolerance, msg=f"{file} {name}")
+    for file in sorted(reference.glob("*.safetensors")):
+        if file.stem in ("gradients", "weights", "moments"):
+            continue
+        got, want = (load_file(place / file.name) for place in (folder, reference))
+        assert got.keys() == want.keys(), file.stem
+        assert any(value.any() for name, value in want.items() if name.startswith("model."))
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], rtol=1e-10, atol=1e-10, msg=f"{file.stem} {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from aapa import GRPO, Anchor
+from aapa import CHORD, GRPO, SFT, Anchor, Objective, Schedule
 from aapa.batch import Sequence
 
 # 67 is not divisible by 2: the vocabulary is padded under tensor parallelism.
@@ -73,3 +73,32 @@ def rollouts(count: int = 8, seed: int = 1) -> list[Sequence]:
             )
         )
     return sequences
+
+
+def experts(count: int = 4, seed: int = 2) -> list[Sequence]:
+    """Ragged expert responses."""
+    g = torch.Generator().manual_seed(seed)
+
+    def tokens(size: int) -> torch.Tensor:
+        return torch.randint(2, VOCABULARY, (size,), generator=g)
+
+    return [Sequence(tokens(2 + i % 3), tokens(3 + 2 * i), role="expert") for i in range(count)]
+
+
+def objectives() -> dict[str, Objective]:
+    """One objective for every way through the loss; all with ratios that are not 1, and clipping."""
+    anchor = Anchor(weight=0.7)
+    mu = Schedule("cosine", start=0.9, end=0.05, steps=40, warmup=5)
+    sequence = {"ratio_level": "sequence", "clip_low": 0.05, "clip_high": 0.05}
+    return {
+        "sft": SFT(),
+        "a-sft": SFT(anchor=anchor),
+        "grpo": GRPO(clip_high=0.28, delta=1.6),
+        "grpo-kl": GRPO(beta=0.05, aggregation="grpo"),
+        "a-grpo": GRPO(beta=0.05, kl="k2", clip_high=0.28, anchor=anchor),
+        "dr-grpo": GRPO(aggregation="dr_grpo", max_response_length=16, scale="none"),
+        "cispo": GRPO(surrogate="cispo", clip_low=1.0, clip_high=0.1, anchor=anchor),
+        "gspo": GRPO(**sequence, aggregation="grpo", beta=0.05, anchor=anchor),
+        "chord-mu": CHORD(mu=mu, phi=False),
+        "a-chord-phi": CHORD(mu=0.1, phi=True, anchor=anchor),
+    }
