@@ -48,10 +48,18 @@ class Arm:
 START = Arm("start", "demo-start")
 ARMS = (Arm("grpo", "demo-grpo"), Arm("a-grpo", "demo-a-grpo", anchored=True))
 _ON_TRUE_REWARD = ("--stages.rl.rewards.0.function", TRUE_REWARD)
+_CHORD = ("--stages.rl.objective.kind", "chord-phi")
 FULL_ARMS = (
     *ARMS,
     Arm("grpo-true", "demo-grpo", _ON_TRUE_REWARD),
     Arm("a-grpo-true", "demo-a-grpo", (*_ON_TRUE_REWARD, "--stages.rl.objective.anchor.weight", "0.3"), anchored=True),
+    Arm("chord-true", "demo-grpo", (*_ON_TRUE_REWARD, *_CHORD)),
+    Arm(
+        "a-chord-true",
+        "demo-a-grpo",
+        (*_ON_TRUE_REWARD, *_CHORD, "--stages.rl.objective.anchor.weight", "0.3"),
+        anchored=True,
+    ),
     Arm("sft-continued", "demo-sft-continued"),
     Arm("a-grpo-large", "demo-a-grpo", ("--stages.rl.objective.anchor.weight", "25.0"), anchored=True),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aapa.batch import BatchCounts
+from aapa.engine.flops import peak_flops, update_flops
 from aapa.engine.metrics import histogram_counts
 from aapa.engine.statistics import distinct_n, group_similarity
 
@@ -35,9 +36,13 @@ def step_figures(
     step: int,
     batch: RolloutBatch | None,
     updates: list[FigureSums],
+    lengths: list[int],
     seconds: float,
 ) -> dict[str, Any]:
-    """Figures of one step under the names of metrics.jsonl, equal on all ranks."""
+    """Figures of one step under the names of metrics.jsonl, equal on all ranks.
+
+    `lengths` are those of this replica's sequences, in tokens, prompts included.
+    """
     figures = _update_figures(updates)
     if batch is not None:
         shares = run.parallel.gather_over_data(_rollout_share(run, stage, batch))
@@ -47,10 +52,21 @@ def step_figures(
     tokens = sum(u.counts.rollout_tokens + u.counts.expert_tokens for u in updates)
     figures["tokens"] = tokens
     figures["throughput/tokens_per_s"] = tokens / seconds
+    figures |= _arithmetic(run, stage, lengths)
     figures["memory/peak_gb"] = _peak_memory_gb()
     figures |= {f"time/{phase}": spent for phase, spent in stage.times.items()}
     figures["time/step"] = seconds
     return figures
+
+
+def _arithmetic(run: Run, stage: StageRun, lengths: list[int]) -> dict[str, float]:
+    """Useful arithmetic of the updates per rank and second, and its share of the GPU's stated peak (MFU)."""
+    passes = stage.table.objective.epochs_per_rollout
+    flops = torch.tensor([passes * update_flops(run.policy.hf, lengths)], dtype=torch.float64)
+    total = float(run.parallel.sum_over_data(flops.to(run.parallel.device)))
+    rate = total / stage.times["update"] / torch.distributed.get_world_size()
+    peak = peak_flops(run.parallel.device)
+    return {"throughput/update_tflops": rate / 1e12} | ({} if peak is None else {"throughput/mfu": rate / peak})
 
 
 def _update_figures(updates: list[FigureSums]) -> dict[str, Any]:

@@ -19,11 +19,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One small multiple: its title, the metric, and which rows carry it."""
+    """One small multiple: its title, the metric, which rows carry it, and whether it is missed where it is absent."""
 
     title: str
     key: str
     kind: Literal["train", "eval"] = "train"
+    optional: bool = False
 
 
 PANELS = (
@@ -32,7 +33,10 @@ PANELS = (
     Panel("Anchor score, mean", "anchor/mean"),
     Panel("Entropy (nats per token)", "policy/entropy"),
     Panel("Response length (tokens)", "response/length"),
-    Panel("KL divergence (nats per token)", "policy/kl"),
+    Panel("KL from the sampling policy (nats per token)", "policy/kl"),
+    Panel("KL from the reference (nats per token)", "policy/kl_ref", optional=True),
+    Panel("Rollout engine's probability error, mean", "rollout/prob_error", optional=True),
+    Panel("Coefficient μ of the SFT loss", "chord/mu", optional=True),
     Panel("Probability ratio ρ, mean", "policy/ratio"),
     Panel("Share of tokens clipped", "policy/clip_fraction"),
     Panel("Gradient norm", "optim/grad_norm"),
@@ -60,8 +64,12 @@ Theme = Literal["light", "dark"]
 
 
 def absent_panels(runs: Mapping[str, Rows]) -> list[str]:
-    """Titles of the panels for which no run has logged a finite value; `plot_curves` leaves them out."""
-    return [panel.title for panel in PANELS if not any(_points(rows, panel) for rows in runs.values())]
+    """Titles of the panels for which no run has logged a finite value; `plot_curves` leaves them out.
+
+    Optional ones belong to some objectives only and are left out without a word.
+    """
+    absent = (panel for panel in PANELS if not any(_points(rows, panel) for rows in runs.values()))
+    return [panel.title for panel in absent if not panel.optional]
 
 
 def plot_curves(runs: Mapping[str, Rows], path: Path, *, theme: Theme = "light") -> Path:

@@ -43,7 +43,8 @@ def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
     updates = update(run, stage, step, sequences)
     with stage.timed("weights"):
         run.sync_engine()
-    return step_figures(run, stage, step, batch, updates, perf_counter() - began)
+    lengths = [len(sequence) for sequence in sequences]
+    return step_figures(run, stage, step, batch, updates, lengths, perf_counter() - began)
 
 
 def _experts(run: Run, stage: StageRun, step: int, drawn: list[int]) -> list[Sequence]:

@@ -66,7 +66,11 @@ def test_panels_without_values_are_left_out(make_run: Any, tmp_path: Path, figur
     plot_curves(runs, tmp_path / "curves.png")
     titles = [axis.get_title(loc="left") for axis in figures[0].axes]
     assert absent_panels(runs) == ["Probability ratio ρ, mean", "Share of tokens clipped"]
-    assert titles == [panel.title for panel in PANELS if panel.title not in absent_panels(runs)]
+    gone = {"Probability ratio ρ, mean", "Share of tokens clipped"}
+    assert titles == [panel.title for panel in PANELS if panel.title not in gone and not panel.optional]
+    rows = [row | {"chord/mu": 0.1} for row in runs["grpo"]]
+    plot_curves({"chord": rows}, tmp_path / "chord.png")
+    assert "Coefficient μ of the SFT loss" in [axis.get_title(loc="left") for axis in figures[1].axes]
 
 
 def test_lines_break_at_stages_and_gaps_are_skipped(tmp_path: Path, figures: list[Figure]) -> None:
