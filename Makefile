@@ -2,11 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint typecheck format
+.PHONY: help venv demo test test-slow test-peers lint typecheck format
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS ?= .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 # The pythons that are tested; a name may exist and not run (version managers), so each is tried.
 PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$name && break; done)
@@ -18,6 +20,7 @@ help:
 	@echo "make demo       train and compare plain and anchored pipelines, on a CPU, in minutes"
 	@echo "make test       the tests"
 	@echo "make test-slow  the slow ones"
+	@echo "make test-peers our losses against TRL's and Trinity-RFT's own, in .venv-peers"
 	@echo "make lint       ruff and mypy"
 	@echo "make venv       only make .venv"
 
@@ -49,6 +52,19 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow -n logical --maxprocesses 8
+
+# Peers to compare with. A .pth file adds what .venv has, so only what it lacks is installed here, without requirements;
+# site.addsitedir reads the .pth files found there, too, of which the editable install is one.
+$(PEERS_STAMP): $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(PEERS)
+	shared=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	own=$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$shared')" > "$$own/shared.pth"
+	$(PEERS)/bin/python -m pip install --quiet --no-deps trl==1.16.0 accelerate==1.15.0 trinity-rft==0.6.0
+	touch $@
+
+test-peers: $(PEERS_STAMP)
+	$(PEERS)/bin/python -m pytest -m peers tests/peers
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

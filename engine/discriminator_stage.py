@@ -40,7 +40,7 @@ def fit_discriminator(run: Run) -> str:
     settings = run.recipe.discriminator
     assert settings is not None and settings.fit_after is not None
     trunk_directory = _trunk_directory(run, settings)
-    trunk = open_trunk(run, trunk_directory, settings.layer)
+    trunk = open_trunk(run, trunk_directory, settings.layer, settings.logprob_features)
     material = _material(run, settings)
     with StageProgress("discriminator", settings.steps, ("loss", "accuracy"), rank=run.parallel.rank) as progress:
 
@@ -61,7 +61,8 @@ def fit_discriminator(run: Run) -> str:
         directory = run.directory / "discriminator"
         directory.mkdir(parents=True, exist_ok=True)
         where = os.path.relpath(trunk_directory.resolve(), directory.resolve())
-        freeze(discriminator, directory, trunk={"directory": where, "layer": settings.layer}, card=card)
+        facts = {"directory": where, "layer": settings.layer, "logprob_features": settings.logprob_features}
+        freeze(discriminator, directory, trunk=facts, card=card)
         announce(_card_line(card))
     run.parallel.barrier()
     return discriminator.hash
@@ -93,7 +94,8 @@ def open_scorer(run: Run, anchor: Anchor) -> Scorer:
         )
     delimiters = delimiter_ids(run.tokenizer, anchor)
     record = read_record(directory)
-    trunk = open_trunk(run, (directory / record["trunk"]["directory"]).resolve(), record["trunk"]["layer"])
+    facts = record["trunk"]
+    trunk = open_trunk(run, (directory / facts["directory"]).resolve(), facts["layer"], facts["logprob_features"])
     table = sentence_table(run)
     cache = ExpertCache(trunk, discriminator.origin, table, anchor.granularity, run.directory / "experts", delimiters)
     return Scorer(discriminator, trunk, table, cache, delimiters)
@@ -139,7 +141,7 @@ def check_layer(layer: int, layers: int) -> None:
         raise UserError(f"discriminator.layer: expected -{layers} … -1 or 1 … {layers}, got {layer}")
 
 
-def open_trunk(run: Run, directory: Path, layer: int) -> FrozenModel:
+def open_trunk(run: Run, directory: Path, layer: int, logprob_features: bool = False) -> FrozenModel:
     """The frozen model in a Hugging Face directory; its layer counts from the end if negative."""
     config = read_config(directory, "discriminator.trunk")
     layers = int(config.num_hidden_layers)
@@ -151,6 +153,7 @@ def open_trunk(run: Run, directory: Path, layer: int) -> FrozenModel:
         run.policy.dtype,
         run.recipe.parallel.micro_batch_tokens,
         layer if layer >= -1 else layers + 1 + layer,
+        logprob_features,
     )
 
 

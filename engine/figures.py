@@ -55,6 +55,8 @@ def step_figures(
     figures |= _arithmetic(run, stage, lengths)
     figures["memory/peak_gb"] = _peak_memory_gb()
     figures |= {f"time/{phase}": spent for phase, spent in stage.times.items()}
+    if "scoring" in stage.times:
+        figures["time/anchor_share"] = stage.times["scoring"] / seconds
     figures["time/step"] = seconds
     return figures
 

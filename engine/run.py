@@ -100,6 +100,14 @@ class StageRun:
     scorer: Scorer | None
     times: dict[str, float] = field(default_factory=dict)
 
+    def shares_reference(self, run: Run) -> bool:
+        """Whether the KL reference is the discriminator's trunk, and one pass gives its log-probs and its states."""
+        return (
+            self.scorer is not None
+            and self.reference is self.scorer.trunk
+            and self.reference.shares_forward(run.recipe.rollout.temperature)
+        )
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the wall-clock seconds of a block to a phase of the step."""

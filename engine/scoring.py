@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aapa.discriminator.base import Discriminator, Trunk
+from aapa.discriminator.base import Discriminator
 from aapa.discriminator.store import ExpertCache
 from aapa.engine.data import TokenizedExample
+from aapa.engine.policy.frozen import FrozenModel
 from aapa.kernels import SentenceTable
 from aapa.sentences import Granularity, anchored_spans
 
@@ -24,6 +25,7 @@ class Scores:
         kept: of each response, bool [K_i], the sentences that the anchor speaks of.
         anchored: whether each response has such sentences and an expert to compare them with.
         mean, std: calibration (3.1) of the discriminator.
+        logprobs: [R_i] log-probs of each response under the trunk, where they were asked for.
     """
 
     score_S: Tensor
@@ -32,6 +34,7 @@ class Scores:
     anchored: list[bool]
     mean: float
     std: float
+    logprobs: list[Tensor] | None = None
 
     def calibrated(self, clip: float) -> Tensor:
         """a_k of (3.1) for all sentences."""
@@ -52,7 +55,7 @@ class Scorer:
     """A frozen discriminator with its trunk, its segmentation table and the cached expert sentences."""
 
     discriminator: Discriminator
-    trunk: Trunk
+    trunk: FrozenModel
     table: SentenceTable
     experts: ExpertCache
     delimiters: tuple[int, int] | None = None
@@ -74,17 +77,19 @@ class Scorer:
         examples: list[TokenizedExample],
         responses: list[list[int]],
         granularity: Granularity | None = None,
+        logprob_temperature: float | None = None,
     ) -> Scores:
         """Scores of responses to the prompts of `examples`, entry by entry, against the first expert's sentences.
 
-        What lies between `delimiters` is left out of the expert's sentences, and is not anchored in responses.
+        What lies between `delimiters` is left out of the expert's sentences, and is not anchored in responses. With
+        `logprob_temperature` the same forward pass gives the responses' log-probs under the trunk.
 
         Consecutive entries of the same example form a group and share its expert sentences.
         """
         prompts = [e.prompt for e in examples]
         granularity = granularity or self.discriminator.granularity
         cu_sents, kept = anchored_spans(prompts, responses, self.table, granularity, self.delimiters)
-        states_SD = self.trunk.sentence_states(prompts, responses, cu_sents)
+        states_SD, logprobs = self.trunk.read(prompts, responses, cu_sents, logprob_temperature)
         groups = _runs([e.example.id for e in examples])
         sentences = [sum(len(cu_sents[i]) - 1 for i in group) for group in groups]
         cu_group = torch.tensor([0, *sentences]).cumsum(0).int()
@@ -95,7 +100,7 @@ class Scorer:
         anchored = [
             has_expert[place] and bool(kept[index].any()) for place, group in enumerate(groups) for index in group
         ]
-        return Scores(score_S, cu_sents, kept, anchored, self.discriminator.mean, self.discriminator.std)
+        return Scores(score_S, cu_sents, kept, anchored, self.discriminator.mean, self.discriminator.std, logprobs)
 
 
 def _runs(ids: list[int]) -> list[list[int]]:

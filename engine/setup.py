@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
 
+from aapa.engine.console import announce
 from aapa.engine.data import Sampler, TokenizedExample, tokenize, tokenize_corpus
 from aapa.engine.discriminator_stage import check_layer, open_scorer
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import SafetensorsWeights, read_config, write_directory
-from aapa.engine.policy.frozen import FrozenModel
+from aapa.engine.policy.frozen import FrozenModel, model_hash
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.recipe import ModelTable, Recipe, StageTable
 from aapa.engine.rewards import Rewards, load_function
 from aapa.engine.rollout import build_engine
 from aapa.engine.run import DTYPES, Run, StageRun
+from aapa.engine.scoring import Scorer
 from aapa.engine.tasks import load_task
 
 if TYPE_CHECKING:
@@ -111,13 +113,13 @@ def open_stage(run: Run, index: int) -> StageRun:
             for place, reward in enumerate(table.rewards)
         )
     )
-    reference = None
-    if table.objective.needs_reference:
-        reference = _frozen(run, stage_start(run, index))
     scorer = None
     anchor = table.objective.anchor
     if anchor is not None and anchor.active:
         scorer = open_scorer(run, anchor)
+    reference = None
+    if table.objective.needs_reference:
+        reference = _reference(run, stage_start(run, index), scorer)
     sampler, refills, experts = (
         Sampler(len(data), run.recipe.seed, f"{table.name}{stream}") for stream in ("", "/refills", "/experts")
     )
@@ -156,10 +158,16 @@ def stage_start(run: Run, index: int) -> Path:
     return run.directory / "stages" / "initial"
 
 
-def _frozen(run: Run, directory: Path) -> FrozenModel:
+def _reference(run: Run, directory: Path, scorer: Scorer | None) -> FrozenModel:
+    """The frozen policy of the KL term; the discriminator's trunk where that is the same model."""
+    config, weights = read_config(directory), SafetensorsWeights(directory)
+    if scorer is not None and scorer.trunk.model_hash == model_hash(config, weights):
+        if run.parallel.is_main:
+            announce("the KL reference is the discriminator's trunk: one copy, and one forward pass, serve both")
+        return scorer.trunk
     return FrozenModel(
-        read_config(directory),
-        SafetensorsWeights(directory),
+        config,
+        weights,
         run.parallel,
         run.policy.dtype,
         run.recipe.parallel.micro_batch_tokens,

@@ -37,7 +37,7 @@ def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
         batch = sample_batch(run, stage, step, drawn)
         if scoring_runs(objective.anchor, step):
             with stage.timed("scoring"):
-                batch.scores = _score(stage, objective, batch)
+                batch.scores = _score(run, stage, objective, batch)
         settings = run.recipe.rollout
         sequences += advantages(batch, objective, step, settings.temperature, settings.max_new_tokens)
     updates = update(run, stage, step, sequences)
@@ -55,10 +55,12 @@ def _experts(run: Run, stage: StageRun, step: int, drawn: list[int]) -> list[Seq
     return [_expert(stage.data[index]) for index in run.mine(drawn)]
 
 
-def _score(stage: StageRun, objective: Objective, batch: RolloutBatch) -> Scores:
+def _score(run: Run, stage: StageRun, objective: Objective, batch: RolloutBatch) -> Scores:
     assert stage.scorer is not None and objective.anchor is not None
     responses = [rollout.response for rollout in batch.rollouts]
-    return stage.scorer.score(batch.examples, responses, objective.anchor.granularity)
+    # Where the KL reference is the trunk, one forward pass serves both.
+    temperature = run.recipe.rollout.temperature if stage.shares_reference(run) else None
+    return stage.scorer.score(batch.examples, responses, objective.anchor.granularity, temperature)
 
 
 def advantages(
@@ -128,6 +130,7 @@ def _sequence(
         mask=torch.zeros(size, dtype=torch.bool) if masked else None,
         advantage=advantage,
         anchor_advantage=anchor_advantage,
+        ref_logprob=batch.scores.logprobs[index] if batch.scores is not None and batch.scores.logprobs else None,
         rollout_logprob=rollout.logprob,
         anchored=anchored,
         anchor_mask=batch.scores.token_mask(index) if anchored and batch.scores is not None else None,
@@ -191,7 +194,8 @@ def _attach_known_logprobs(run: Run, stage: StageRun, rollouts: list[Sequence]) 
     objective: Objective = stage.table.objective
     several = objective.updates_per_rollout * objective.epochs_per_rollout > 1
     corrected = objective.correction != "none"
-    if not rollouts or not (several or corrected or stage.reference is not None):
+    referred = stage.reference is not None and any(rollout.ref_logprob is None for rollout in rollouts)
+    if not rollouts or not (several or corrected or referred):
         return
     batches = pack(rollouts, run.recipe.parallel.micro_batch_tokens)
     if several or corrected:
@@ -208,8 +212,9 @@ def _attach_known_logprobs(run: Run, stage: StageRun, rollouts: list[Sequence]) 
                 objective.correction_min,
                 objective.correction_max,
             )
-    if stage.reference is not None:
-        with stage.timed("scoring"):
+    if referred:
+        assert stage.reference is not None
+        with stage.timed("reference"):
             _attach(rollouts, batches, stage.reference.logprobs(batches), "ref_logprob")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from aapa.engine import checkpoint
+from aapa.engine.anchor_cost import AnchorCost
 from aapa.engine.console import announce
 from aapa.engine.course import StageCourse
 from aapa.engine.discriminator_stage import check_unchanged, fit_discriminator
@@ -123,10 +124,12 @@ class Trainer:
         if self.step > 0:
             self._load_optimizer()
         self._hold_discriminator(stage)
+        cost = AnchorCost()
         every = self.run.recipe.evaluation.every if table.evaluate_every is None else table.evaluate_every
         with StageProgress(table.name, table.steps, start_step=self.step, rank=self.run.parallel.rank) as progress:
             while self.step < table.steps and not self.course.stopped:
                 figures = training_step(self.run, stage, self.step)
+                cost.add(figures)
                 self._check_finite(figures)
                 self.step += 1
                 self.global_step += 1
@@ -139,6 +142,8 @@ class Trainer:
                     progress.update(self.step, evaluation)
                     self._judge(stage, evaluation)
                 self._maybe_save(table.steps)
+        if self.main and cost.seconds["scoring"]:
+            announce(f"{table.name}: {cost.text(stage.shares_reference(self.run))}")
         self._end_stage(stage)
 
     def _judge(self, stage: StageRun, figures: dict[str, float]) -> None:

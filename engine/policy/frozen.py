@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from aapa.batch import Sequence, TokenBatch
 from aapa.engine.policy.megatron import head_outputs, run_schedule
-from aapa.engine.policy.model import build_model
+from aapa.engine.policy.model import PolicyModel, build_model
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.policy.stream import load
 from aapa.kernels import reference_head
@@ -37,12 +37,20 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def model_hash(hf: PretrainedConfig, weights: Mapping[str, Tensor], layer: int = -1) -> str:
+    """SHA-256 over the weights, the configuration and the layer; models with equal hashes compute the same."""
+    facts = {name: getattr(hf, name, None) for name in CONFIGURATION}
+    identity = f"{weights_hash(weights.items())} layer {layer} {sorted(facts.items(), key=str)}"
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
 class FrozenModel:
     """Hidden states and log-probs of a model that does not train.
 
     Attributes:
-        hash: SHA-256 over the weights, the configuration and the layer; two models with equal hashes compute the same.
-        hidden_size: D.
+        model_hash: of the model itself, see there.
+        hash: of everything that decides the sentence features, the log-prob features included.
+        hidden_size: features of a sentence: D, and two more with log-prob features.
     """
 
     def __init__(
@@ -53,46 +61,79 @@ class FrozenModel:
         dtype: torch.dtype,
         micro_batch_tokens: int,
         layer: int = -1,
+        logprob_features: bool = False,
     ) -> None:
-        """`layer` -1 takes the final normed hidden state; 1 … num_layers the output of that layer, not normed."""
+        """`layer` -1 takes the final normed hidden state; 1 … num_layers the output of that layer, not normed.
+
+        With `logprob_features` two more features follow a sentence's mean state: mean and minimum of its tokens'
+        log-probs under this model, at temperature 1.
+        """
         layers = hf.num_hidden_layers
         if layer != -1 and not 1 <= layer <= layers:
             raise ValueError(f"discriminator.layer: expected -1 or 1 … {layers}, got {layer}")
+        if logprob_features and layer != -1:
+            raise ValueError(f"discriminator.layer: expected -1 beside log-prob features, got {layer}")
         self.hf, self.parallel, self.layer = hf, parallel, layer
+        self.logprob_features = logprob_features
         self.micro_batch_tokens = micro_batch_tokens
-        facts = {name: getattr(hf, name, None) for name in CONFIGURATION}
-        identity = f"{weights_hash(weights.items())} layer {layer} {sorted(facts.items(), key=str)}"
-        self.hash = hashlib.sha256(identity.encode()).hexdigest()
-        self.hidden_size = int(hf.hidden_size)
+        self.model_hash = self.hash = model_hash(hf, weights, layer)
+        if logprob_features:
+            self.hash = hashlib.sha256(f"{self.model_hash} with log-probs".encode()).hexdigest()
+        self.hidden_size = int(hf.hidden_size) + 2 * logprob_features
         self.model = build_model(hf, parallel, dtype, None if layer == -1 else layer, final_norm=layer == -1)
         self.model.to(parallel.device).eval().requires_grad_(False)
         load(self.model, hf, parallel, weights, source="discriminator.trunk")
 
-    @torch.no_grad()
     def sentence_states(self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]) -> Tensor:
-        """Mean hidden state of every sentence, float32 [sum of sentences, D], on every rank of the replica.
+        """Features of every sentence, [sum of sentences, hidden_size], on every rank of the replica.
+
+        The mean hidden state, float32 (float64 for a model of float64).
 
         Args:
             prompts, responses: token ids.
             cu_sents: of each response, int32 [K_i + 1] offsets of its sentences; an empty response has none.
         """
+        return self.read(prompts, responses, cu_sents)[0]
+
+    @torch.no_grad()
+    def read(
+        self,
+        prompts: list[list[int]],
+        responses: list[list[int]],
+        cu_sents: list[Tensor],
+        temperature: float | None = None,
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """`sentence_states`, and from the same forward pass the log-probs of each response's tokens.
+
+        Args:
+            temperature: of the log-probs, list of [R_i]; None for none.
+        """
+        assert temperature is None or self.shares_forward(temperature), "one pass cannot serve both"
         sequences = [
-            Sequence(torch.tensor(p), torch.tensor(r, dtype=torch.long), "rollout")
+            Sequence(torch.tensor(p), torch.tensor(r, dtype=torch.long), "rollout", temperature=temperature or 1.0)
             for p, r in zip(prompts, responses, strict=True)
         ]
         if not sequences:
-            return torch.zeros(0, self.hidden_size)
+            return torch.zeros(0, self.hidden_size), None if temperature is None else []
         # Sequences of similar length share a micro-batch, so that attention pads little.
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         batches = pack([sequences[i] for i in order], self.micro_batch_tokens)
         spans = [_spans(batch, [cu_sents[order[i]] for i in batch.index_N]) for batch in batches]
-        bounds = {id(batch): bounds for batch, (bounds, _) in zip(batches, spans, strict=True)}
-        means = self._means(batches, lambda batch: bounds[id(batch)])
+        bounds = [bounds for bounds, _ in spans]
+        outputs = self._outputs(batches, bounds, temperature is not None)
         found: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for batch, mean_SD, (_, keep) in zip(batches, means, spans, strict=True):
+        logprobs: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for batch, (mean_SD, logprob_T), (_, keep) in zip(batches, outputs, spans, strict=True):
             for place, rows in zip(batch.index_N, keep, strict=True):
-                found[order[place]] = mean_SD[rows].float()
-        return torch.cat(found).cpu()
+                found[order[place]] = mean_SD[rows].cpu()
+            if logprob_T is not None:
+                for place, values in zip(batch.index_N, batch.responses(logprob_T.cpu()), strict=True):
+                    logprobs[order[place]] = values
+        return torch.cat(found), None if temperature is None else logprobs
+
+    def shares_forward(self, temperature: float) -> bool:
+        """Whether log-probs at this temperature come with the sentence features from one pass."""
+        return self.layer == -1 and (not self.logprob_features or temperature == 1.0)
 
     @torch.no_grad()
     def logprobs(self, batches: list[TokenBatch]) -> list[Tensor]:
@@ -101,28 +142,70 @@ class FrozenModel:
         parts = head_outputs(self.model, self.model, batches, self.parallel, self.hf.vocab_size, entropy=False)
         return [logprob for logprob, _ in parts]
 
-    def _means(self, batches: list[TokenBatch], bounds_of: Callable[[TokenBatch], Tensor]) -> list[Tensor]:
-        iterator = iter(batches)
+    def _outputs(
+        self, batches: list[TokenBatch], bounds: list[Tensor], with_logprobs: bool
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Features of all spans of each batch, and the log-probs of its targets where they are wanted."""
+        remaining = iter(bounds)
 
-        def output_of(moved: TokenBatch) -> Callable[..., Tensor]:
-            bounds = bounds_of(next(iterator))
+        def output_of(batch: TokenBatch) -> Callable[..., tuple[Tensor, Tensor | None]]:
+            cu_sents = next(remaining)
 
-            def head(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
-                _, mean_SD = reference_head(hidden[:, 0], None, None, bounds.to(hidden.device))
-                assert mean_SD is not None
-                return mean_SD
+            def head(hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor | None]:
+                return self._head(hidden[:, 0], batch, cu_sents.to(hidden.device), with_logprobs)
 
             return head
 
         outputs = run_schedule(self.model, batches, self.parallel, output_of, forward_only=True)
         if self.parallel.pipeline == 1:
             return outputs
-        results = []
-        for index, batch in enumerate(batches):
-            rows = len(bounds_of(batch)) - 1
-            empty = torch.empty(rows, self.hidden_size, device=self.parallel.device)
-            results.append(self.parallel.from_last_stage(outputs[index] if self.parallel.last_stage else empty))
+        results: list[tuple[Tensor, Tensor | None]] = []
+        dtype, device = statistics_dtype(self.model), self.parallel.device
+        for index, (batch, cu_sents) in enumerate(zip(batches, bounds, strict=True)):
+            mean_SD = torch.empty(len(cu_sents) - 1, self.hidden_size, dtype=dtype, device=device)
+            logprob_T = torch.empty(len(batch.token_T), dtype=dtype, device=device) if with_logprobs else None
+            if self.parallel.last_stage:
+                mean_SD, logprob_T = outputs[index]
+            results.append(
+                (
+                    self.parallel.from_last_stage(mean_SD),
+                    None if logprob_T is None else self.parallel.from_last_stage(logprob_T),
+                )
+            )
         return results
+
+    def _head(
+        self, hidden_TD: Tensor, batch: TokenBatch, cu_sents: Tensor, with_logprobs: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        needed = with_logprobs or self.logprob_features
+        logprob_T, mean_SD = reference_head(
+            hidden_TD,
+            self.model.head_weight() if needed else None,
+            batch.target_T if needed else None,
+            cu_sents,
+            temperature=batch.temperature_T,
+            vocab_size=self.hf.vocab_size,
+            tp_group=self.parallel.split_group,
+        )
+        assert mean_SD is not None
+        if self.logprob_features:
+            assert logprob_T is not None
+            mean_SD = torch.cat([mean_SD, _logprob_features(logprob_T, cu_sents).to(mean_SD.dtype)], dim=1)
+        return mean_SD, logprob_T if with_logprobs else None
+
+
+def statistics_dtype(model: PolicyModel) -> torch.dtype:
+    """Type of what a head computes."""
+    return torch.float64 if model.config.params_dtype == torch.float64 else torch.float32
+
+
+def _logprob_features(logprob_T: Tensor, bounds: Tensor) -> Tensor:
+    """[S, 2] mean and minimum of the log-probs of each span's own tokens."""
+    # Entry t speaks of token t + 1; the first token of a sequence lies in a prompt, whose span nobody reads.
+    own_T = torch.cat([logprob_T.new_zeros(1), logprob_T[:-1]])
+    lengths = bounds.diff().long()
+    parts = [torch.segment_reduce(own_T, how, lengths=lengths, unsafe=True) for how in ("mean", "min")]
+    return torch.stack(parts, dim=1)
 
 
 def _spans(batch: TokenBatch, cu_sents: list[Tensor]) -> tuple[Tensor, list[slice]]:

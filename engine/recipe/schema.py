@@ -152,6 +152,8 @@ class DiscriminatorTable(Table):
     """"base" (before any stage on examples), "stage_start" (as fit_after left it), or a checkpoint."""
     layer: int = -1
     """Hidden state that is read: a layer's number, or counted from the end if negative."""
+    logprob_features: bool = False
+    """Adds mean and least log-prob of a sentence under the trunk to its features; with the last layer only."""
     rank: Count = 128
     """R, the width sentences are projected to."""
     width: Count = 64

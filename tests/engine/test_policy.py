@@ -179,7 +179,7 @@ def test_a_trunk_gives_the_mean_of_transformers_hidden_states(parallel, layer):
         states = out.hidden_states[-1] if layer == -1 else captured[-1]
         for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True):
             expected.append(states[0, len(prompt) + a : len(prompt) + b].mean(0))
-    torch.testing.assert_close(got, torch.stack(expected).float().detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, torch.stack(expected).double().detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_equal_trunks_have_equal_hashes_and_others_do_not(parallel):

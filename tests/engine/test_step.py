@@ -125,11 +125,11 @@ class StubTrunk:
 
     hidden_size, hash = 1, "trunk"
 
-    def sentence_states(self, prompts, responses, cu_sents):
+    def read(self, prompts, responses, cu_sents, temperature=None):
         rows = [
             [sum(r[a:b]) / (b - a)] for r, cu in zip(responses, cu_sents, strict=True) for a, b in _pairs(cu.tolist())
         ]
-        return torch.tensor(rows, dtype=torch.float32).view(-1, 1)
+        return torch.tensor(rows, dtype=torch.float32).view(-1, 1), None
 
 
 def _pairs(offsets: list[int]) -> list[tuple[int, int]]:
