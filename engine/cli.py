@@ -90,7 +90,7 @@ def _say(text: str) -> None:
 def _run(words: list[str]) -> None:
     parser = _parser(reference="train" in words[:1])
     overrides: list[str] = []
-    if words[:1] == ["train"]:
+    if words[:1] == ["train"] or (words[:1] == ["discriminator"] and words[1:2] in (["fit"], ["refresh"])):
         words, overrides = _split_overrides(words)
     arguments = parser.parse_args(words)
     # A user's own modules, named by dotted paths, may lie in the current directory. It goes to the end of the
@@ -103,6 +103,8 @@ def _run(words: list[str]) -> None:
         from aapa.engine.demo import run_demo
 
         run_demo(arguments.output, arguments.full, arguments.seeds)
+    elif arguments.command == "discriminator":
+        _discriminator(arguments, overrides)
     else:
         from aapa.engine.report import write_report
 
@@ -123,7 +125,31 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     train(recipe, output)
 
 
-TRAIN_FLAGS = {"--check": 0, "--output": 1, "--help": 0}
+def _discriminator(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from aapa.engine import discriminator_command as command
+
+    if arguments.action == "score":
+        command.score(arguments.discriminator, arguments.data, arguments.output)
+        return
+    from aapa.engine.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, overrides)
+    run = arguments.run or recipe.directory()
+    if arguments.action == "fit":
+        command.fit(recipe, run, arguments.output)
+    else:
+        command.refresh(recipe, run, command.DriftLimits(arguments.max_auc_drop, arguments.max_shift))
+
+
+# Words of the program's own among the overrides, and how many words each takes.
+OWN_FLAGS = {
+    "--check": 0,
+    "--output": 1,
+    "--help": 0,
+    "--run": 1,
+    "--max-auc-drop": 1,
+    "--max-shift": 1,
+}
 
 
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
@@ -134,9 +160,9 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     while rest:
         word = rest.pop(0)
         name = word.partition("=")[0]
-        if not word.startswith("--") or name in TRAIN_FLAGS:
+        if not word.startswith("--") or name in OWN_FLAGS:
             own.append(word)
-            if TRAIN_FLAGS.get(word) and rest:
+            if OWN_FLAGS.get(word) and rest:
                 own.append(rest.pop(0))
         else:
             overrides.append(word)
@@ -178,6 +204,7 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     demo.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the demo's own)")
 
+    _add_discriminator(commands)
     report = commands.add_parser(
         "report",
         help="an HTML page of one run, or comparing several",
@@ -187,6 +214,44 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run directory")
     return parser
+
+
+def _add_discriminator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "discriminator",
+        help="fit a discriminator outside of a run, refresh its experts, or score texts with it",
+        description="Fits, refreshes and applies frozen discriminators.",
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    texts = {
+        "fit": "fit the recipe's discriminator on the policy that fit_after left in the run directory, and freeze it",
+        "refresh": "embed new and changed experts, and refuse where the discriminator does not fit them any more",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(
+            name,
+            help=text,
+            description=text,
+            allow_abbrev=False,
+            usage=f"aapa discriminator {name} RECIPE [--KEY VALUE]…",
+        )
+        action.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe of the package")
+        action.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/<name>)")
+        if name == "fit":
+            action.add_argument("--output", type=Path, metavar="DIR", help="default: the run's discriminator/")
+        else:
+            action.add_argument("--max-auc-drop", type=float, default=0.03, metavar="X", help="default: 0.03")
+            action.add_argument("--max-shift", type=float, default=0.25, metavar="SIGMA", help="default: 0.25")
+    action = actions.add_parser(
+        "score",
+        help="score responses against experts, sentence by sentence",
+        description='Scores a JSONL file of {"prompt": …, "response": …, "expert": …}.',
+        allow_abbrev=False,
+    )
+    action.add_argument("--discriminator", type=Path, required=True, metavar="DIR", help="a frozen discriminator")
+    action.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL")
+    action.add_argument("--output", type=Path, metavar="FILE", help="JSONL, with a histogram beside it; default: print")
 
 
 def _train_epilog() -> str:

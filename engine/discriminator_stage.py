@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from aapa.discriminator import (
     FitMaterial,
     FitSettings,
     QualityCard,
+    examine,
     fit_sentence_discriminator,
     freeze,
     load,
@@ -27,6 +29,7 @@ from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import DiscriminatorTable
 from aapa.engine.rollout import sample_seed
 from aapa.engine.run import Run
+from aapa.engine.score_plots import plot_scores
 from aapa.engine.scoring import Scorer
 from aapa.kernels import SentenceTable
 from aapa.sentences import build_sentence_table
@@ -35,10 +38,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def fit_discriminator(run: Run) -> str:
-    """Fit on the current policy's rollouts to training prompts, freeze into the run's `discriminator/`; its hash."""
+START = "start"
+
+
+def fit_discriminator(run: Run, directory: Path | None = None) -> str:
+    """Fit on the current policy's rollouts to training prompts, freeze into a directory; the discriminator's hash.
+
+    Args:
+        directory: the run's `discriminator/` by default.
+    """
     settings = run.recipe.discriminator
     assert settings is not None and settings.fit_after is not None
+    directory = run.directory / "discriminator" if directory is None else directory
     trunk_directory = _trunk_directory(run, settings)
     trunk = open_trunk(run, trunk_directory, settings.layer, settings.logprob_features)
     material = _material(run, settings)
@@ -48,27 +59,67 @@ def fit_discriminator(run: Run) -> str:
             progress.update(step, figures)
 
         discriminator, card = fit_sentence_discriminator(
-            trunk,
-            material,
-            _fit_settings(run, settings),
-            encode=lambda text: run.tokenizer.encode(text, add_special_tokens=False),
-            decode=run.tokenizer.decode,
-            table=sentence_table(run),
-            seed=run.recipe.seed,
-            on_progress=on_progress,
+            trunk, material, _fit_settings(run, settings), *_tokenization(run), run.recipe.seed, on_progress
         )
     if run.parallel.is_main:
-        directory = run.directory / "discriminator"
         directory.mkdir(parents=True, exist_ok=True)
         where = os.path.relpath(trunk_directory.resolve(), directory.resolve())
         facts = {"directory": where, "layer": settings.layer, "logprob_features": settings.logprob_features}
         freeze(discriminator, directory, trunk=facts, card=card)
-        announce(_card_line(card))
+        plot_scores(card.histograms, directory / "scores.png")
+        announce(card_line(card))
     run.parallel.barrier()
     return discriminator.hash
 
 
-def _card_line(card: QualityCard) -> str:
+@dataclass(frozen=True)
+class Drift:
+    """How far a frozen discriminator has moved on changed experts.
+
+    Attributes:
+        auc, rollouts: held-out AUC now, less that of its card: of all negatives, and of genuine rollouts.
+        shift: mean score of held-out rollouts now, less mu_off, in sigma_off.
+        spread: their standard deviation now, over sigma_off.
+    """
+
+    auc: float
+    rollouts: float
+    shift: float
+    spread: float
+
+
+def examine_again(run: Run, scorer: Scorer, stored: QualityCard) -> Drift:
+    """The figures of the run's discriminator on the current experts, beside those of its card."""
+    settings = run.recipe.discriminator
+    assert settings is not None
+    discriminator = scorer.discriminator
+    mean, std, card = examine(
+        discriminator,
+        scorer.trunk,
+        _material(run, settings),
+        _fit_settings(run, settings),
+        *_tokenization(run),
+        run.recipe.seed,
+    )
+    return Drift(
+        auc=card.auc - stored.auc,
+        rollouts=card.rollouts - stored.rollouts,
+        shift=(mean - discriminator.mean) / discriminator.std,
+        spread=std / discriminator.std,
+    )
+
+
+def _tokenization(run: Run) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str], SentenceTable]:
+    """Text to ids, ids to text, and the table of sentence ends."""
+
+    def encode(text: str) -> list[int]:
+        return run.tokenizer.encode(text, add_special_tokens=False)
+
+    return encode, run.tokenizer.decode, sentence_table(run)
+
+
+def card_line(card: QualityCard) -> str:
+    """The figures one looks at, in a line."""
     return (
         f"discriminator: held-out AUC {card.auc:.2f}; second expert against rollouts {card.rollouts:.2f}, "
         f"other prompts {card.other_prompts:.2f}, saturated {card.saturation:.1%}"
@@ -161,7 +212,7 @@ def _trunk_directory(run: Run, settings: DiscriminatorTable) -> Path:
     """ "base" is the policy before the first stage on examples, "stage_start" the one that `fit_after` left."""
     stages = run.recipe.stages
     if settings.trunk == "stage_start":
-        return run.directory / "stages" / str(settings.fit_after)
+        return policy_directory(run)
     if settings.trunk != "base":
         return Path(settings.trunk)
     on_examples = [i for i, stage in enumerate(stages) if stage.data == "examples"]
@@ -170,6 +221,15 @@ def _trunk_directory(run: Run, settings: DiscriminatorTable) -> Path:
         return run.directory / "stages" / before[-1]
     source = run.recipe.model.source
     return run.directory / "stages" / "initial" if source == "scratch" else Path(source)
+
+
+def policy_directory(run: Run) -> Path:
+    """The policy that the discriminator is fitted on: what `fit_after` left, or the one that the run begins with."""
+    settings = run.recipe.discriminator
+    assert settings is not None
+    if settings.fit_after == START:
+        return Path(run.recipe.model.source)
+    return run.directory / "stages" / str(settings.fit_after)
 
 
 def _material(run: Run, settings: DiscriminatorTable) -> list[FitMaterial]:

@@ -18,7 +18,7 @@ from aapa.engine import checkpoint
 from aapa.engine.anchor_cost import AnchorCost
 from aapa.engine.console import announce
 from aapa.engine.course import StageCourse
-from aapa.engine.discriminator_stage import check_unchanged, fit_discriminator
+from aapa.engine.discriminator_stage import START, check_unchanged, fit_discriminator
 from aapa.engine.errors import Interrupted, TrainingFault, UserError
 from aapa.engine.evaluate import Evaluation, evaluate
 from aapa.engine.hf_directory import SafetensorsWeights, write_directory
@@ -100,6 +100,9 @@ class Trainer:
     def train(self) -> None:
         """All stages from the current position, then the final policy, the table and the report."""
         stages = self.run.recipe.stages
+        if self.global_step == 0 and self._fits_after(START):
+            self.run.sync_engine()
+            self.discriminator_hash = fit_discriminator(self.run)
         while self.stage_index < len(stages):
             stage = open_stage(self.run, self.stage_index)
             self.run.sync_engine()
@@ -188,14 +191,17 @@ class Trainer:
         self.run.parallel.barrier()
         self.course = StageCourse(stopped=True)
         self._save()  # what follows takes a while, and may be killed
-        settings = self.run.recipe.discriminator
-        if settings is not None and settings.source is None and settings.fit_after == name:
+        if self._fits_after(name):
             self.discriminator_hash = fit_discriminator(self.run)
         self._evaluate_final(stage, name)
         self.stage_index += 1
         self.step = 0
         self.course = StageCourse()
         self._save()
+
+    def _fits_after(self, name: str) -> bool:
+        settings = self.run.recipe.discriminator
+        return settings is not None and settings.source is None and settings.fit_after == name
 
     def _maybe_save(self, steps: int) -> None:
         stop = self._stop_agreed()

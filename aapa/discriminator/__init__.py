@@ -2,10 +2,11 @@
 
 from aapa.discriminator.base import Discriminator, Origin, Trunk
 from aapa.discriminator.cosine import CosineDiscriminator
-from aapa.discriminator.fit import FitMaterial, FitSettings, fit_sentence_discriminator
+from aapa.discriminator.expert_cache import ExpertCache
+from aapa.discriminator.fit import FitMaterial, FitSettings, examine, fit_sentence_discriminator
 from aapa.discriminator.quality import QualityCard
 from aapa.discriminator.sentence import SentenceDiscriminator
-from aapa.discriminator.store import ExpertCache, freeze, load
+from aapa.discriminator.store import freeze, load
 
 __all__ = [
     "CosineDiscriminator",
@@ -17,6 +18,7 @@ __all__ = [
     "QualityCard",
     "SentenceDiscriminator",
     "Trunk",
+    "examine",
     "fit_sentence_discriminator",
     "freeze",
     "load",

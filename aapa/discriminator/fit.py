@@ -113,20 +113,11 @@ def fit_sentence_discriminator(
         ValueError: material from which no positive can be made, fewer than two prompts on a side of the
             split, or held-out rollouts that cannot calibrate.
     """
-    check_material(material)
-    rng = random.Random(seed)
-    shuffled = rng.sample(list(material), len(material))
-    if settings.shuffle_labels:
-        shuffled = permuted(shuffled, rng)
-    held = round(settings.held_out * len(shuffled))
-    if min(held, len(shuffled) - held) < 2:
-        raise ValueError(
-            f"material: expected 2 prompts or more on either side of the split, got {len(shuffled)} in all"
-        )
+    fitted_on, held_out = split_material(material, settings, seed)
     tokenization = Tokenization(encode, decode, table, settings.granularity)
-    corruptions = settings.corruptions_per_prompt
-    train = build_pool(trunk, shuffled[held:], tokenization, corruptions, rng, reference_only=False)
-    test = build_pool(trunk, shuffled[:held], tokenization, corruptions, rng, reference_only=True)
+    rng = random.Random(f"{seed}/fit")
+    train = build_pool(trunk, fitted_on, tokenization, settings.corruptions_per_prompt, rng, reference_only=False)
+    test = _held_out_pool(trunk, held_out, tokenization, settings, seed)
     mean_D, std_D = feature_statistics(train)
     origin = Origin(trunk.hash, settings.layer, table_hash(table))
     discriminator: SentenceDiscriminator | CosineDiscriminator
@@ -139,8 +130,60 @@ def fit_sentence_discriminator(
         discriminator = SentenceDiscriminator(model.head(mean_D, std_D), 0.0, 1.0, origin, settings.granularity)
         mean, std = calibrate(discriminator, test)
         discriminator = replace(discriminator, mean=mean, std=std)
-    card = quality_card(discriminator, test, standardised(test, mean_D, std_D), train_prompts=len(shuffled) - held)
-    return discriminator, card
+    return discriminator, _card(discriminator, test, len(fitted_on))
+
+
+def examine(
+    discriminator: Discriminator,
+    trunk: Trunk,
+    material: Sequence[FitMaterial],
+    settings: FitSettings,
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
+    table: SentenceTable,
+    seed: int,
+) -> tuple[float, float, QualityCard]:
+    """Calibration and figures that a fitted discriminator has on material, by the fit's own split of it.
+
+    On the material that it was fitted on they are those it was frozen with, so a difference is the material's.
+
+    Args:
+        discriminator: frozen; its trunk is `trunk`. The others as in `fit_sentence_discriminator`.
+
+    Returns:
+        (mean and standard deviation of the held-out rollouts' scores, figures on the held-out prompts).
+    """
+    fitted_on, held_out = split_material(material, settings, seed)
+    test = _held_out_pool(trunk, held_out, Tokenization(encode, decode, table, settings.granularity), settings, seed)
+    return *calibrate(discriminator, test), _card(discriminator, test, len(fitted_on))
+
+
+def split_material(
+    material: Sequence[FitMaterial], settings: FitSettings, seed: int
+) -> tuple[list[FitMaterial], list[FitMaterial]]:
+    """(prompts to fit on, prompts that are held out); which ones depends on their number and the seed."""
+    check_material(material)
+    rng = random.Random(seed)
+    shuffled = rng.sample(list(material), len(material))
+    if settings.shuffle_labels:
+        shuffled = permuted(shuffled, rng)
+    held = round(settings.held_out * len(shuffled))
+    if min(held, len(shuffled) - held) < 2:
+        raise ValueError(
+            f"material: expected 2 prompts or more on either side of the split, got {len(shuffled)} in all"
+        )
+    return shuffled[held:], shuffled[:held]
+
+
+def _held_out_pool(
+    trunk: Trunk, held_out: list[FitMaterial], tokenization: Tokenization, settings: FitSettings, seed: int
+) -> SentencePool:
+    rng = random.Random(f"{seed}/held out")
+    return build_pool(trunk, held_out, tokenization, settings.corruptions_per_prompt, rng, reference_only=True)
+
+
+def _card(discriminator: Discriminator, test: SentencePool, train_prompts: int) -> QualityCard:
+    return quality_card(discriminator, test, standardised(test, *feature_statistics(test)), train_prompts)
 
 
 def feature_statistics(pool: SentencePool) -> tuple[Tensor, Tensor]:

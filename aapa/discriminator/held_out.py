@@ -13,7 +13,7 @@ from torch import Tensor
 from aapa.discriminator.base import Discriminator
 from aapa.discriminator.corruptions import CORRUPTIONS
 from aapa.discriminator.pairs import SentencePool, draw_sets
-from aapa.discriminator.quality import QualityCard, auc, auc_length_matched
+from aapa.discriminator.quality import QualityCard, auc, auc_length_matched, score_histogram
 
 ROWS_PER_CALL = 4096
 SATURATION = 3.0
@@ -116,6 +116,9 @@ def quality_card(
             "held_out_prompts": len(pool.responses.count_G),
             "leave_one_out": int(positive.leave_out_B.sum()),
             **{role: len(examined[role].score_B) for role in roles},
+        },
+        histograms={
+            role: score_histogram((examined[role].score_B - discriminator.mean) / discriminator.std) for role in roles
         },
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BINS, HISTOGRAM_LIMIT = 40, 4.0
+
 
 @dataclass(frozen=True)
 class QualityCard:
@@ -27,6 +29,8 @@ class QualityCard:
         saturation: share of held-out rollout sentences with |a| > 3 before clipping (3.1).
         counts: how many prompts and sentences the figures rest on; "leave_one_out" counts the positives that
             are not of a second expert.
+        histograms: of each role, counts of calibrated scores before clipping in `BINS` equal bins over
+            [-HISTOGRAM_LIMIT, HISTOGRAM_LIMIT], the outermost with what lies beyond.
     """
 
     auc: float
@@ -39,6 +43,7 @@ class QualityCard:
     corruptions_length_matched: dict[str, float]
     saturation: float
     counts: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, list[int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able values; NaN becomes null."""
@@ -82,5 +87,11 @@ def _auc_by_group(positive_N: Tensor, negative_M: Tensor, group_N: Tensor, group
     return wins / pairs if pairs else math.nan
 
 
-def _plain(value: float) -> float | None:
+def score_histogram(calibrated: Tensor) -> list[int]:
+    """Counts of calibrated scores as in `QualityCard.histograms`."""
+    inside = calibrated.double().clamp(-HISTOGRAM_LIMIT, HISTOGRAM_LIMIT)
+    return torch.histc(inside, BINS, -HISTOGRAM_LIMIT, HISTOGRAM_LIMIT).long().tolist()
+
+
+def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -20,6 +20,8 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
     problems = _model_problems(recipe) if recipe.model.source == "scratch" else _no_shape_problems(recipe.model)
     names = Counter(stage.name for stage in recipe.stages)
     for index, stage in enumerate(recipe.stages):
+        if stage.name == "start":
+            problems.append(at(f"stages.{index}.name", "expected another name than that of a run's start, got 'start'"))
         if names[stage.name] > 1:
             problems.append(at(f"stages.{index}.name", f"expected a name of its own, got {short(stage.name)} twice"))
         problems += _stage_problems(stage, f"stages.{index}")
@@ -153,6 +155,8 @@ def _discriminator_problems(recipe: Recipe) -> list[Problem]:
         text = f"expected nothing where source is given, got {got}"
         return [] if table.fit_after is None else [at("discriminator.fit_after", text)]
     earlier = [stage.name for stage in stages[:first]]
+    if recipe.model.source != "scratch":
+        earlier.append("start")
     if table.fit_after in earlier:
         return _granularity_problems(recipe)
     wanted = f"a stage before the first anchored one ({', '.join(earlier) or 'there is none'})"

@@ -147,7 +147,7 @@ class DiscriminatorTable(Table):
     kind: Literal["sentence", "cosine"] = "sentence"
     """"sentence": a small head trained on a frozen trunk (2.1); "cosine": no training (2.3)."""
     fit_after: Name | None = None
-    """Name of the stage after which it is fitted; needed unless there is a source."""
+    """Name of the stage after which it is fitted, or "start": on a policy that was given; not with a source."""
     trunk: Text = "base"
     """"base" (before any stage on examples), "stage_start" (as fit_after left it), or a checkpoint."""
     layer: int = -1

@@ -1,0 +1,143 @@
+"""`aapa discriminator fit | refresh | score` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from runs import rl_table, start_table
+
+from aapa.engine.cli import main
+from aapa.engine.recipe import parse_recipe
+from aapa.engine.tasks import load_task
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "start.toml"
+    table = start_table()
+    table["stages"][-1]["objective"] = {"kind": "sft"}
+    table["stages"].append(
+        {
+            "name": "rl",
+            "steps": 1,
+            "prompts_per_step": 2,
+            "learning_rate": 1e-4,
+            "rewards": [{"function": "aapa.engine.tasks.mini_if.rewards:true_reward"}],
+            "objective": {"kind": "grpo", "group_size": 2, "anchor": {"weight": 0.5}},
+        }
+    )
+    file.write_text(parse_recipe(table).to_toml())
+    return file
+
+
+def test_a_fit_outside_of_the_run_gives_the_runs_own_discriminator(start, recipe, tmp_path, capsys):
+    words = ["discriminator", "fit", str(recipe), "--run", str(start), "--output", str(tmp_path / "fitted")]
+    assert main(words) == 0
+    assert "held-out AUC" in capsys.readouterr().out
+    made, own = (
+        json.loads((d / "discriminator.json").read_text()) for d in (tmp_path / "fitted", start / "discriminator")
+    )
+    assert made["hash"] == own["hash"]
+    assert made["card"] == own["card"]
+    assert (tmp_path / "fitted" / "scores.png").read_bytes().startswith(PNG)
+    assert {role: sum(counts) for role, counts in made["card"]["histograms"].items()} == {
+        role: made["card"]["counts"][role] for role in ("positives", "rollouts", "other_prompts", "damaged")
+    }
+    # The recipe's own keys can be given, and decide.
+    assert main([*words, "--discriminator.steps", "3"]) == 0
+    assert json.loads((tmp_path / "fitted" / "discriminator.json").read_text())["hash"] != own["hash"]
+
+
+def test_a_fit_needs_the_stage_it_comes_after(recipe, tmp_path, capsys):
+    assert main(["discriminator", "fit", str(recipe), "--run", str(tmp_path / "empty")]) == 2
+    assert "discriminator.fit_after: expected 'sft' to have ended" in capsys.readouterr().err
+
+
+def test_a_policy_that_was_given_can_be_fitted_on_at_the_start(start, tmp_path, capsys):
+    from aapa.engine.trainer import train
+
+    table = rl_table(start, 0.5, steps=1)
+    table["stages"][0]["rewards"][0]["function"] = "aapa.engine.tasks.mini_if.rewards:true_reward"
+    table["discriminator"] = start_table()["discriminator"] | {"fit_after": "start"}
+    train(parse_recipe(table), tmp_path / "run")
+    assert (tmp_path / "run" / "discriminator" / "discriminator.json").is_file()
+    assert "held-out AUC" in capsys.readouterr().out
+    table["model"] = start_table()["model"]
+    with pytest.raises(ValueError, match=r"discriminator\.fit_after: expected a stage before the first anchored one"):
+        parse_recipe(table)
+
+
+def test_refresh_embeds_only_what_changed_and_tells_the_drift(start, recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(start, run)
+    words = ["discriminator", "refresh", str(recipe), "--run", str(run)]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "experts: 80 of 80 embedded" in out
+    assert "drift: AUC +0.000, against genuine rollouts +0.000; mean score +0.00 σ, spread ×1.00" in out
+    assert main(words) == 0
+    assert "experts: 0 of 80 embedded" in capsys.readouterr().out
+
+
+def test_refresh_refuses_experts_that_the_discriminator_does_not_know(start, recipe, tmp_path, capsys, monkeypatch):
+    from aapa.engine.tasks.mini_if.task import MiniIF
+
+    run = tmp_path / "run"
+    shutil.copytree(start, run)
+    plain = MiniIF.examples
+
+    def mangled(self, split):
+        from dataclasses import replace
+
+        return [replace(e, experts=(e.experts[0][::-1], e.experts[1])) for e in plain(self, split)]
+
+    monkeypatch.setattr(MiniIF, "examples", mangled)
+    assert main(["discriminator", "refresh", str(recipe), "--run", str(run), "--max-shift", "0.01"]) == 2
+    assert "fit the discriminator anew" in capsys.readouterr().err
+
+
+def test_scores_of_a_file(start, tmp_path, capsys):
+    example = load_task("mini-if").examples("dev")[0]
+    data = tmp_path / "data.jsonl"
+    rows = [
+        {"prompt": example.prompt, "response": example.experts[1], "expert": list(example.experts)},
+        {"prompt": example.prompt, "response": "the the the. Xylophone!", "expert": example.experts[0]},
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    words = ["discriminator", "score", "--discriminator", str(start / "discriminator"), "--data", str(data)]
+    assert main(words) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "".join(s["text"] for s in printed[0]["sentences"]).strip() == example.experts[1]
+    for row in printed:
+        values = [sentence["score"] for sentence in row["sentences"]]
+        assert row["score"] == pytest.approx(sum(values) / len(values), abs=1e-3)
+    assert main([*words, "--output", str(tmp_path / "out" / "scores.jsonl")]) == 0
+    assert [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()] == printed
+    assert (tmp_path / "out" / "scores.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", ":1: expected a JSON object"),
+        ("[1]", ":1: expected a JSON object, got list"),
+        ('{"prompt": "p", "response": "r"}', ":1.expert: expected a text, got None"),
+        ('{"prompt": "", "response": "r", "expert": "e"}', ":1.prompt: expected a text, got ''"),
+        ('{"prompt": "p", "response": 3, "expert": "e"}', ":1.response: expected a text, got 3"),
+        ('{"prompt": "p", "response": "r", "expert": [2]}', ":1.expert: expected a text, got 2"),
+    ],
+)
+def test_bad_rows_are_named(start, tmp_path, capsys, line, message):
+    data = tmp_path / "data.jsonl"
+    data.write_text(line + "\n")
+    assert main(["discriminator", "score", "--discriminator", str(start / "discriminator"), "--data", str(data)]) == 2
+    assert f"{data}{message}" in capsys.readouterr().err
