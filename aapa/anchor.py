@@ -53,7 +53,8 @@ class Anchor:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
-        if self.span != "all" and not (len(self.span) == 2 and all(self.span) and self.span[0] != self.span[1]):
+        pair = isinstance(self.span, tuple | list) and len(self.span) == 2
+        if self.span != "all" and not (pair and all(self.span) and self.span[0] != self.span[1]):
             raise ValueError(f"span: expected 'all' or two different delimiters, got {self.span!r}")
 
     def weight_at(self, step: int) -> float:

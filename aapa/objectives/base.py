@@ -122,8 +122,8 @@ def check_choice(objective: Any, name: str, allowed: Iterable[str]) -> None:
 
 
 def check_least(objective: Any, name: str, least: float) -> None:
-    """Refuse a number that is below `least` or not finite."""
-    value = getattr(objective, name)
-    if not (math.isfinite(value) and value >= least):
-        wanted = f"a finite number of at least {least:g}" if isinstance(least, float) else f"at least {least}"
+    """Refuse a number that is below `least` or not finite; with a whole `least` it must be whole, too."""
+    value, whole = getattr(objective, name), isinstance(least, int)
+    if not (math.isfinite(value) and value >= least) or (whole and not isinstance(value, int)):
+        wanted = f"a whole number of at least {least}" if whole else f"a finite number of at least {least:g}"
         raise ValueError(f"{name}: expected {wanted}, got {value}")

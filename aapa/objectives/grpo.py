@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -133,7 +134,7 @@ class GRPO(Objective):
             return
         if self.surrogate == "cispo":
             raise ValueError(f"delta: expected nothing with surrogate 'cispo', got {self.delta:g}")
-        if not self.delta > 1.0 + self.clip_high:
+        if not 1.0 + self.clip_high < self.delta < math.inf:
             raise ValueError(f"delta: expected more than 1 + clip_high = {1.0 + self.clip_high:g}, got {self.delta:g}")
 
     @property

@@ -105,7 +105,8 @@ def anchor_advantages(
     )
     anchor_S = torch.where(has_anchor_S, a_S - b_N[response_S], 0.0)
     if credit == "return":
-        anchor_S = discounted_returns(anchor_S, response_S, responses, discount)
+        returns_S = discounted_returns(anchor_S, response_S, responses, discount)
+        anchor_S = torch.where(has_anchor_S, returns_S, 0.0)
     return advantage_N.to(dtype).repeat_interleave(length_N), anchor_S.to(dtype).repeat_interleave(length_S)
 
 

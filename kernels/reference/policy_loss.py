@@ -153,7 +153,8 @@ def _metrics(
         metrics["sum/kl_ref"] = kl_estimate(difference_R, "k3").sum()
     if fields.rollout_logprob_T is not None:
         rollout_R = fields.rollout_logprob_T[active_R].to(logprob_T.dtype)
-        error_R = (old_R.exp() - rollout_R.exp()).abs()
+        # What the engine does not know (NaN) counts as no error.
+        error_R = (old_R.exp() - rollout_R.exp()).abs().nan_to_num(nan=0.0)
         metrics["sum/prob_error"] = error_R.sum()
         metrics["max/prob_error"] = error_R.amax() if len(active_R) else error_R.new_zeros(())
     if fields.correction_T is not None:

@@ -129,7 +129,7 @@ def test_a_text_with_line_breaks_sets_nothing_else(load: Load) -> None:
         ),
         (
             ("--stages.rl.objective.group_size", "1"),
-            "command line: stages.1.objective.group_size: expected at least 2",
+            "command line: stages.1.objective.group_size: expected a whole number of at least 2",
         ),
         (
             ("--parallel.tensor", "4"),

@@ -120,8 +120,16 @@ def test_the_valid_recipe(valid: dict[str, Any]) -> None:
             "math:sqrt",
             "stages.2.objective.kind: expected a dataclass, got 'math:sqrt'",
         ),
-        ("stages.2.objective.group_size", 1, "stages.2.objective.group_size: expected at least 2, got 1"),
-        ("stages.1.objective.group_size", 1, "stages.1.objective.group_size: expected at least 2, got 1"),
+        (
+            "stages.2.objective.group_size",
+            1,
+            "stages.2.objective.group_size: expected a whole number of at least 2, got 1",
+        ),
+        (
+            "stages.1.objective.group_size",
+            1,
+            "stages.1.objective.group_size: expected a whole number of at least 2, got 1",
+        ),
         (
             "stages.2.objective.anchor.clip",
             -1.0,

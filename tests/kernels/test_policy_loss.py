@@ -152,6 +152,18 @@ def test_clip_fraction_counts_only_what_the_surrogate_clips():
     assert float(metrics["sum/rl_clipped_low"]) == 1.0  # 0.5 with A < 0
 
 
+def test_log_probs_that_the_engine_does_not_know_count_as_no_error():
+    f = TokenFields(
+        target_T=torch.zeros(2, dtype=torch.long),
+        rl_weight_T=torch.ones(2),
+        advantage_T=torch.ones(2),
+        rollout_logprob_T=torch.tensor([math.log(0.5), math.nan]),
+    )
+    _, metrics = policy_loss(torch.tensor([0.25, 0.5]).log(), None, f, TokenLossSpec())
+    assert float(metrics["sum/prob_error"]) == pytest.approx(0.25)
+    assert float(metrics["max/prob_error"]) == pytest.approx(0.25)
+
+
 @pytest.mark.parametrize("backend", ["triton", "native"])
 def test_an_absent_backend_is_refused(backend):
     logprob, _, f = fields_of(2, 0, 0.0)

@@ -155,6 +155,9 @@ def test_schedules(kind, step, value):
     ("make", "field"),
     [
         (lambda: GRPO(group_size=1), "group_size"),
+        (lambda: GRPO(group_size=2.5), "group_size"),
+        (lambda: GRPO(delta=float("inf")), "delta"),
+        (lambda: Anchor(span="ab"), "span"),
         (lambda: GRPO(clip_low=1.0), "clip_low"),
         (lambda: GRPO(beta=float("nan")), "beta"),
         (lambda: GRPO(aggregation="mean"), "aggregation"),
