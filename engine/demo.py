@@ -51,6 +51,7 @@ _ON_TRUE_REWARD = ("--stages.rl.rewards.0.function", TRUE_REWARD)
 _CHORD = ("--stages.rl.objective.kind", "chord-phi")
 FULL_ARMS = (
     *ARMS,
+    Arm("grpo-kl", "demo-grpo", ("--stages.rl.objective.beta", "0.5")),
     Arm("grpo-true", "demo-grpo", _ON_TRUE_REWARD),
     Arm("a-grpo-true", "demo-a-grpo", (*_ON_TRUE_REWARD, "--stages.rl.objective.anchor.weight", "0.3"), anchored=True),
     Arm("chord-true", "demo-grpo", (*_ON_TRUE_REWARD, *_CHORD)),

@@ -112,13 +112,11 @@ def _check_drift(drift: Drift, limits: DriftLimits) -> None:
 
 
 def _embed(scorer: Scorer, examples: list[TokenizedExample]) -> int:
-    computed = 0
-    with StageProgress("experts", len(examples), ("embedded",)) as progress:
-        for start in range(0, len(examples), BATCH):
-            part = examples[start : start + BATCH]
-            computed += scorer.experts.add({start + i: (e.prompt, e.experts[0]) for i, e in enumerate(part)})
-            progress.update(min(start + BATCH, len(examples)), {"embedded": float(computed)})
-    return computed
+    with StageProgress("experts", len(examples), ()) as progress:
+        return scorer.experts.add(
+            {index: (example.prompt, example.experts[0]) for index, example in enumerate(examples)},
+            lambda done, total: progress.update(done, {}),
+        )
 
 
 class _opened:

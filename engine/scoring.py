@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aapa.discriminator.base import Discriminator
-from aapa.discriminator.store import ExpertCache
+from aapa.discriminator.expert_cache import ExpertCache
 from aapa.engine.data import TokenizedExample
 from aapa.engine.policy.frozen import FrozenModel
 from aapa.kernels import SentenceTable

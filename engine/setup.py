@@ -117,6 +117,7 @@ def open_stage(run: Run, index: int) -> StageRun:
     anchor = table.objective.anchor
     if anchor is not None and anchor.active:
         scorer = open_scorer(run, anchor)
+        run.parallel.barrier()
     reference = None
     if table.objective.needs_reference:
         reference = _reference(run, stage_start(run, index), scorer)
@@ -127,7 +128,10 @@ def open_stage(run: Run, index: int) -> StageRun:
         _check_context(run, data)
     if scorer is not None:
         steps = (sampler.batch(step, table.prompts_per_step) for step in range(table.steps))
-        scorer.expert_states([data[i] for i in sorted({i for draws in steps for i in run.mine(draws)})])
+        drawn = sorted({i for draws in steps for i in run.mine(draws)})
+        scorer.experts.add({i: (data[i].prompt, data[i].experts[0]) for i in drawn})
+        # Ranks of a replica must agree on what is missing, so nobody writes while another still opens the cache.
+        run.parallel.barrier()
     return StageRun(index, table, data, sampler, refills, experts, rewards, reference, scorer)
 
 

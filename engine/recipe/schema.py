@@ -104,7 +104,7 @@ class DataTable(Table):
     """Prompts, expert responses and the truth they are judged by."""
 
     task: Annotated[str, AfterValidator(_task)] = "mini-if"
-    """"mini-if", or a task class of one's own as "package.module:Class"."""
+    """"mini-if", "reasoning", or a task class of one's own as "package.module:Class"."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the task class."""
 

@@ -12,7 +12,10 @@ from aapa.engine.errors import UserError
 if TYPE_CHECKING:
     from aapa.engine.examples import Task
 
-TASKS: Final[Mapping[str, str]] = {"mini-if": "aapa.engine.tasks.mini_if.task:MiniIF"}
+TASKS: Final[Mapping[str, str]] = {
+    "mini-if": "aapa.engine.tasks.mini_if.task:MiniIF",
+    "reasoning": "aapa.engine.tasks.reasoning.task:Reasoning",
+}
 _METHODS: Final = ("examples", "corpus", "tokenizer", "judge")
 
 

@@ -1,4 +1,4 @@
-"""Frozen discriminators on disk, and the cache of expert states."""
+"""Frozen discriminators on disk."""
 
 import json
 import math
@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from aapa.discriminator import (
     CosineDiscriminator,
-    ExpertCache,
     Origin,
     QualityCard,
     SentenceDiscriminator,
@@ -23,7 +21,7 @@ from aapa.discriminator import (
 from aapa.discriminator.base import table_hash
 from aapa.discriminator.store import load_card
 from aapa.kernels import SentenceHead
-from aapa.sentences import build_sentence_table, spans
+from aapa.sentences import build_sentence_table
 
 HIDDEN = 3
 TABLE = build_sentence_table(
@@ -136,86 +134,6 @@ def test_the_hash_changes_with_everything_that_decides_a_score() -> None:
     hashes = [v.hash for v in variants] + [v.hash for v in variants_cosine]
     assert len(set(hashes)) == len(hashes)
     assert sentence_discriminator().hash == base.hash
-
-
-class CountingTrunk:
-    """Sentence state: (first token, number of tokens, prompt length)."""
-
-    hidden_size = HIDDEN
-
-    def __init__(self, trunk_hash: str = "trunk-0") -> None:
-        self.hash, self.calls = trunk_hash, 0
-
-    def sentence_states(self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]) -> Tensor:
-        self.calls += len(responses)
-        return torch.tensor(
-            [
-                [response[a], b - a, len(prompt)]
-                for prompt, response, cu in zip(prompts, responses, cu_sents, strict=True)
-                for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)
-            ],
-            dtype=torch.float32,
-        )
-
-
-EXAMPLES = {7: ([0], [0, 2, 1, 2, 3]), 3: ([1, 1], [1, 2]), 5: ([0, 0], [0, 1, 2, 0, 3])}
-
-
-def test_expert_states_are_computed_once_and_packed(tmp_path: Path) -> None:
-    assert [cu.tolist() for cu in spans([e for _, e in EXAMPLES.values()], TABLE)] == [
-        [0, 2, 5],
-        [0, 2],
-        [0, 3, 5],
-    ]
-    trunk = CountingTrunk()
-    cache = ExpertCache(trunk, ORIGIN, TABLE, directory=tmp_path)
-    assert cache.add(EXAMPLES) == 3
-    assert cache.add(EXAMPLES) == 0
-    expert_ED, cu_expert = cache.pack([3, 7, 3])
-    assert expert_ED.tolist() == [[1, 2, 2], [0, 2, 1], [1, 3, 1], [1, 2, 2]]
-    assert cu_expert.tolist() == [0, 1, 3, 4]
-    assert (expert_ED.dtype, cu_expert.dtype) == (torch.float32, torch.int32)
-    # Another process finds them on disk; what is new is added beside them.
-    again = CountingTrunk()
-    second = ExpertCache(again, ORIGIN, TABLE, directory=tmp_path)
-    assert second.add({1: EXAMPLES[7], 2: ([0], [0, 2]), 4: ([0], [0, 2])}) == 1
-    assert again.calls == 1
-    assert torch.equal(second.pack([1])[0], cache.pack([7])[0])
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    assert cache.pack([])[0].shape == (0, HIDDEN)
-
-
-@pytest.mark.parametrize("change", ["prompt", "expert", "trunk", "layer", "granularity"])
-def test_a_changed_dependence_is_computed_anew(change: str, tmp_path: Path) -> None:
-    ExpertCache(CountingTrunk(), ORIGIN, TABLE, directory=tmp_path).add(EXAMPLES)
-    trunk, origin, granularity = CountingTrunk(), ORIGIN, "sentence"
-    example = EXAMPLES[7]
-    if change == "prompt":
-        example = ([1], example[1])
-    elif change == "expert":
-        example = (example[0], [0, 2, 0, 2, 3])
-    elif change == "trunk":
-        trunk, origin = CountingTrunk("trunk-1"), replace(ORIGIN, trunk="trunk-1")
-    elif change == "layer":
-        origin = replace(ORIGIN, layer=1)
-    else:
-        granularity = "response"
-    cache = ExpertCache(trunk, origin, TABLE, granularity, tmp_path)  # type: ignore[arg-type]
-    assert cache.add({7: example}) == 1
-
-
-def test_a_cache_refuses_another_trunk_table_or_a_changed_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="^trunk: expected hash trunk-0, got trunk-1"):
-        ExpertCache(CountingTrunk("trunk-1"), ORIGIN, TABLE)
-    with pytest.raises(ValueError, match="^table: expected hash"):
-        ExpertCache(CountingTrunk(), replace(ORIGIN, table="z"), TABLE)
-    ExpertCache(CountingTrunk(), ORIGIN, TABLE, directory=tmp_path).add(EXAMPLES)
-    (path,) = tmp_path.glob("*.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path.name}: expected SHA-256"):
-        ExpertCache(CountingTrunk(), ORIGIN, TABLE, directory=tmp_path)
 
 
 def test_a_kind_of_another_package_is_refused_by_name(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ import pytest
 
 from aapa.engine.examples import Example
 from aapa.engine.tasks.mini_if import experts, prompts
-from aapa.engine.tasks.mini_if.constraints import CONSTRAINTS
-from aapa.engine.tasks.mini_if.grammar import TOPICS
 from aapa.engine.tasks.mini_if.language import in_language
+from aapa.engine.tasks.mini_if.lexicon import PLAIN
 from aapa.engine.tasks.mini_if.rewards import proxy_reward, true_reward
 from aapa.engine.tasks.mini_if.task import MiniIF
 from aapa.engine.tasks.mini_if.text import words
+from aapa.engine.tasks.mini_if.variants import EASY
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"train": 6000, "dev": 1024, "test": 1024, "held_out": 512}
@@ -33,15 +33,32 @@ SMALL = {"train_size": 60, "dev_size": 20, "test_size": 20, "held_out_size": 20,
 HELD_OUT = [{"keyword_count", "word_range"}, {"no_commas", "end_phrase"}, {"bullets", "start_phrase"}]
 # Changing this figure changes the data of every published run: only on purpose, and with a line in CHANGELOG.
 FINGERPRINT = "c262c462b45eb5b111c9c91990348c02d62d371d4e79a2d80fc0c431b37b6f2e"
+# The default task as it was before it had options for difficulty, style and noise (commit 35b9344).
+PINNED = {
+    "train": "ef28a22a9bc945d5646fd44cb6bbf92147bd06a0c187085671adaee9780aab37",
+    "dev": "61398d38402bac70f7ecea20e65021e5a827052e47a02d3e23a32f94a794541f",
+    "test": "775853031438b4fe918e4523feafb75273481fb568a1c1c67ac26b226110e548",
+    "held_out": "675d0243f76841a1cf8d9b64af2295b97821203ed1baeff89f5ff67d2a7fdb04",
+    "the corpus's first 1000": "c497dc47bd220f8daa17679f73106d0fa9b53731f8686841923e765cb527ffa3",
+    "corpus": "942b69742f05f97366bdddec049d00bfa61da797eb71bdcd898093d064d387d3",
+    "verdicts": "76607d6259f71f0a1af2aef994907e77262eb45d5a4d1f2cc6c295a5db279675",
+}
 
 
 def kinds(example: Example) -> set[str]:
     return {column["kind"] for column in example.columns["constraints"]}
 
 
+def digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def rows(examples: list[Example]) -> list[list[object]]:
+    return [[e.id, e.prompt, e.experts, e.columns] for e in examples]
+
+
 def fingerprint(task: MiniIF) -> str:
-    rows = [[e.id, e.prompt, e.experts, e.columns] for split in SIZES for e in task.examples(split)]
-    return hashlib.sha256(json.dumps([rows, task.corpus()]).encode()).hexdigest()
+    return digest([rows([e for split in SIZES for e in task.examples(split)]), task.corpus()])
 
 
 @pytest.mark.parametrize("split", SIZES)
@@ -119,7 +136,7 @@ def has(kind: str) -> Callable[[Example], float]:
 
 
 FEATURES: dict[str, Callable[[Example], float]] = {
-    **{f"has {kind}": has(kind) for kind in CONSTRAINTS},
+    **{f"has {kind}": has(kind) for kind in sorted(kind.kind for kind in EASY.types)},
     "one constraint": lambda e: len(kinds(e)) == 1,
     "three constraints": lambda e: len(kinds(e)) == 3,
     "words of the experts": lambda e: mean(len(words(text)) for text in e.experts),
@@ -153,11 +170,11 @@ def test_both_experts_follow_one_distribution(task: MiniIF) -> None:
 
 def test_the_second_expert_is_another_text(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter(["one", "one", "one", "two", "never"])
-    monkeypatch.setattr(experts, "sample_expert", lambda *_: next(drawn))
+    monkeypatch.setattr(experts, "sample_expert", lambda *_, **__: next(drawn))
     assert experts.sample_experts("tea", [], Random(0)) == ("one", "two")
-    monkeypatch.setattr(experts, "sample_expert", lambda *_: "one")
+    monkeypatch.setattr(experts, "sample_expert", lambda *_, **__: "one")
     assert experts.sample_experts("tea", [], Random(0)) is None
-    monkeypatch.setattr(experts, "sample_expert", lambda *_: None)
+    monkeypatch.setattr(experts, "sample_expert", lambda *_, **__: None)
     assert experts.sample_experts("tea", [], Random(0)) is None
 
 
@@ -165,6 +182,26 @@ def test_sizes_do_not_touch_other_splits(task: MiniIF) -> None:
     small = MiniIF(train_size=7, dev_size=50, test_size=31, held_out_size=9)
     for split, size in {"train": 7, "dev": 50, "test": 31, "held_out": 9}.items():
         assert small.examples(split) == task.examples(split)[:size]
+
+
+def test_default_data_are_pinned(task: MiniIF) -> None:
+    found = {split: digest(rows(task.examples(split))) for split in SIZES}
+    found["the corpus's first 1000"] = digest(task.corpus()[:1000])
+    found["corpus"] = digest(task.corpus())
+    verdicts = []
+    for split in SIZES:
+        examples = task.examples(split)
+        count = len(examples)
+        for shift in (0, 7):
+            texts = [
+                examples[(i + shift) % count].experts[0]
+                if i % 3
+                else e.experts[1] + ("" if i % 2 else "\n" + e.experts[0])
+                for i, e in enumerate(examples)
+            ]
+            verdicts.append(task.judge(examples, texts, [i % 5 != 0 for i in range(count)]))
+    found["verdicts"] = digest(verdicts)
+    assert found == PINNED
 
 
 def test_data_never_change() -> None:
@@ -196,7 +233,7 @@ def test_corpus(task: MiniIF) -> None:
     in_grammar = 0
     for text in corpus:
         # A text of the grammar names its topic and no other, so that one is the only candidate.
-        named = {word.lower() for word in words(text)} & TOPICS.keys()
+        named = {word.lower() for word in words(text)} & PLAIN.topics.keys()
         in_grammar += len(named) == 1 and in_language(text, named.pop())
     assert abs(in_grammar / len(corpus) - 0.7) < 4 * math.sqrt(0.7 * 0.3 / len(corpus))
 

@@ -11,7 +11,7 @@ import pytest
 
 from aapa.engine.examples import Example
 from aapa.engine.tasks import TASKS, load_task
-from aapa.engine.tasks.mini_if.grammar import KEYWORDS
+from aapa.engine.tasks.mini_if.lexicon import PLAIN
 from aapa.engine.tasks.mini_if.rewards import proxy_reward, true_reward
 from aapa.engine.tasks.mini_if.task import MiniIF
 
@@ -75,7 +75,7 @@ def test_by_name_and_by_path(own_module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mini_if", {}, r"^data\.task: expected one of mini-if or package\.module:Class, got 'mini_if'"),
+        ("mini_if", {}, r"^data\.task: expected one of mini-if, reasoning or package\.module:Class, got 'mini_if'"),
         ("", {}, r"^data\.task: expected .*, got ''"),
         (":Class", {}, r"^data\.task: expected .*, got ':Class'"),
         ("no_such_package:Class", {}, r"^data\.task: expected .*no_such_package"),
@@ -91,6 +91,15 @@ def test_by_name_and_by_path(own_module: str) -> None:
         ("mini-if", {"corpus_size": -1}, r"^corpus_size: expected an integer of at least 1, got -1"),
         ("mini-if", {"max_length": 0}, r"^max_length: expected an integer of at least 1, got 0"),
         ("mini-if", {"seed": -1}, r"^seed: expected an integer of at least 0, got -1"),
+        ("mini-if", {"held_out_types_size": 0}, r"^held_out_types_size: expected an integer of at least 1, got 0"),
+        ("mini-if", {"difficulty": "insane"}, r"^difficulty: expected one of easy, medium, hard, got 'insane'"),
+        ("mini-if", {"style": 3}, r"^style: expected one of plain, formal, got 3"),
+        ("mini-if", {"tokenizer": "all"}, r"^tokenizer: expected one of own, both, got 'all'"),
+        ("mini-if", {"expert_noise": 1.0}, r"^expert_noise: expected a number in \[0, 1\), got 1\.0"),
+        ("mini-if", {"expert_noise": -0.1}, r"^expert_noise: expected a number in \[0, 1\), got -0\.1"),
+        ("mini-if", {"expert_noise": True}, r"^expert_noise: expected a number in \[0, 1\), got True"),
+        ("mini-if", {"expert_noise": float("nan")}, r"^expert_noise: expected a number in \[0, 1\), got nan"),
+        ("mini-if", {"noise_kind": "typo"}, r"^noise_kind: expected one of .*, mixed, got 'typo'"),
     ],
 )
 def test_bad_names_and_options_are_refused(own_module: str, name: str, options: dict[str, Any], message: str) -> None:
@@ -151,7 +160,7 @@ def test_judge_gives_three_independent_verdicts(task: MiniIF) -> None:
 
 def test_judge_on_junk(task: MiniIF) -> None:
     examples = task.examples("test")
-    for junk in ("", "\n", "....", "," * 30, *(f"{keyword} " * 60 for keyword in KEYWORDS)):
+    for junk in ("", "\n", "....", "," * 30, *(f"{keyword} " * 60 for keyword in PLAIN.keywords)):
         verdicts = task.judge(examples, [junk] * len(examples), [True] * len(examples))
         assert sum(verdicts["in_language"]) == 0
         if not junk.strip(" .,\n"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import string
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from aapa.engine.tasks.mini_if.task import MiniIF
 
 SPLITS = ("train", "dev", "test", "held_out")
+PINNED = "66c6ea04b2743a53aa44777df4c3ff5d547c31b5f534bd22d2c8c34329457034"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,8 @@ def test_line_breaks_and_full_stops_stand_alone(tokenizer: PreTrainedTokenizerFa
 def test_same_for_every_seed_and_size(tokenizer: PreTrainedTokenizerFast) -> None:
     other = MiniIF(seed=9, train_size=3).tokenizer()
     assert other.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    # The one of published checkpoints.
+    assert hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest() == PINNED
 
 
 @pytest.mark.parametrize("loader", [AutoTokenizer, PreTrainedTokenizerFast])

@@ -10,101 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from random import Random
 from string import Formatter
 from typing import Final, NamedTuple
 
 from aapa.engine.tasks.mini_if.draws import below, pick, pick_some
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Topics that share a vocabulary."""
-
-    topics: tuple[str, ...]
-    adjectives: tuple[str, ...]
-    nouns: tuple[str, ...]
-    verbs: tuple[str, ...]
-
-
-def _domain(topics: str, adjectives: str, nouns: str, verbs: str) -> Domain:
-    return Domain(*(tuple(column.split()) for column in (topics, adjectives, nouns, verbs)))
-
-
-DOMAINS: Final[tuple[Domain, ...]] = (
-    _domain("tea bread soup honey", "warm sweet fresh simple", "steam flavor comfort salt", "taste share serve"),
-    _domain("rain wind snow moss", "gentle wild quiet cold", "water silence green light", "watch follow welcome"),
-    _domain(
-        "pottery sewing carving painting",
-        "patient careful steady bright",
-        "clay thread wood color",
-        "learn practice enjoy",
-    ),
-    _domain(
-        "london paris tokyo cairo",
-        "busy old grand lively",
-        "history traffic trade marble",
-        "visit explore remember",
-    ),
-    _domain(
-        "chess tennis rowing boxing",
-        "clever tense quick proud",
-        "trust skill sweat courage",
-        "play try teach",
-    ),
-    _domain(
-        "jazz opera blues samba",
-        "bold smooth rich loud",
-        "rhythm harmony passion sound",
-        "hear study perform",
-    ),
-)
-TOPICS: Final[Mapping[str, Domain]] = {topic: domain for domain in DOMAINS for topic in domain.topics}
-TOPIC_NAMES: Final = tuple(TOPICS)
-PEOPLE: Final = ("children", "old friends", "quiet people", "busy families")
-TIMES: Final = ("every morning", "at night", "on long days", "after work")
-MANNERS: Final = ("slowly", "with joy", "without fear")
-KEYWORDS: Final = (
-    "river",
-    "lamp",
-    "stone",
-    "garden",
-    "window",
-    "bridge",
-    "mirror",
-    "candle",
-    "ladder",
-    "basket",
-)
-START_PHRASES: Final = ("listen closely", "here we go", "let me explain", "well then")
-END_PHRASES: Final = ("think about it", "that is all", "enjoy the day", "ask me again")
-
-OPENINGS: Final = (
-    "{topic} can be {adjective} and {other_adjective}",
-    "few things are as {adjective} as {topic}",
-    "people often call {topic} {adjective}",
-    "for {people}, {topic} is {adjective}",
-)
-MIDDLES: Final = (
-    "it gives {noun} to {people}",
-    "with {noun}, {people} can {verb} {manner}",
-    "some {people} {verb} for {noun} {time}",
-    "the {noun} feels {adjective} {time}",
-    "because of {noun}, nothing is {adjective} for {people}",
-)
-KEYWORD_MIDDLES: Final = (
-    "it is like a {keyword} {time}",
-    "think of the {keyword} near the {noun}",
-    "{time}, a {keyword} becomes {adjective}",
-    "{people} compare it to a {keyword}",
-)
-CLOSINGS: Final = (
-    "so {verb} {topic} {time}",
-    "that is why {topic} stays {adjective}",
-    "in the end, {topic} wins",
-    "surely {topic} deserves {noun}",
-)
+from aapa.engine.tasks.mini_if.lexicon import PLAIN, Lexicon, lexicon_of
+from aapa.engine.tasks.mini_if.page import PARTS, Layout, Page, Separation, set_out
+from aapa.engine.tasks.mini_if.text import words
 
 MAX_WORDS: Final = 40
 MAX_MIDDLES: Final = 4
@@ -123,6 +37,8 @@ class TopicGrammar:
     middles: Expansions
     keyword_middles: Mapping[str, Expansions]
     closings: Expansions
+    titles: Expansions
+    postscripts: Expansions
 
 
 class Style(NamedTuple):
@@ -136,11 +52,17 @@ class Style(NamedTuple):
     keyword: str | None
     keyword_count: int
     middles: int
+    layout: Layout = Layout()
 
     @property
     def sentence_count(self) -> int:
         """Sentences of a text in this style: opening, middles, closing and the phrases."""
         return 2 + self.middles + (self.start is not None) + (self.end is not None)
+
+    @property
+    def features(self) -> int:
+        """How many of its choices a writer makes only where a prompt asks for them."""
+        return self.lower + self.bullets + self.layout.features
 
 
 def _expand(template: str, slots: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -152,24 +74,28 @@ def _expand(template: str, slots: Mapping[str, Sequence[str]]) -> tuple[str, ...
 
 
 @cache
-def topic_grammar(topic: str, *, commas: bool = True) -> TopicGrammar:
+def topic_grammar(topic: str, *, commas: bool = True, templates: Lexicon | None = None) -> TopicGrammar:
     """Enumerate the sentences of `topic`; without `commas`, from the templates that have none.
+
+    Args:
+        topic: its own style has the vocabulary of its domain, and the keywords.
+        commas: whether templates with a comma are used.
+        templates: the style that has the sentences, if not the topic's own.
 
     Raises:
         ValueError: the grammar has no such topic.
     """
-    if topic not in TOPICS:
-        raise ValueError(f"topic: expected one of {', '.join(TOPICS)}, got {topic!r}")
-    domain = TOPICS[topic]
+    own = lexicon_of(topic)
+    domain, form = own.topics[topic], templates or own
     slots: dict[str, Sequence[str]] = {
         "topic": (topic,),
         "adjective": domain.adjectives,
         "other_adjective": domain.adjectives,
         "noun": domain.nouns,
         "verb": domain.verbs,
-        "people": PEOPLE,
-        "time": TIMES,
-        "manner": MANNERS,
+        "people": form.people,
+        "time": form.times,
+        "manner": form.manners,
     }
 
     def expand(templates: Sequence[str], keyword: str = "") -> Expansions:
@@ -177,40 +103,53 @@ def topic_grammar(topic: str, *, commas: bool = True) -> TopicGrammar:
         return tuple(_expand(template, {**slots, "keyword": (keyword,)}) for template in chosen)
 
     return TopicGrammar(
-        openings=expand(OPENINGS),
-        middles=expand(MIDDLES),
-        keyword_middles={keyword: expand(KEYWORD_MIDDLES, keyword) for keyword in KEYWORDS},
-        closings=expand(CLOSINGS),
+        openings=expand(form.openings),
+        middles=expand(form.middles),
+        keyword_middles={keyword: expand(form.keyword_middles, keyword) for keyword in own.keywords},
+        closings=expand(form.closings),
+        titles=expand(form.titles),
+        postscripts=expand(form.postscripts),
     )
 
 
-def sample_style(rng: Random) -> Style:
-    """Draw the style of a text on which nothing is asked."""
-    keyword = pick(rng, KEYWORDS) if rng.random() < 0.4 else None
+def sample_style(rng: Random, lexicon: Lexicon = PLAIN) -> Style:
+    """Draw the style of a text on which nothing is asked, in the default layout."""
+    keyword = pick(rng, lexicon.keywords) if rng.random() < 0.4 else None
     keyword_count = 1 + below(rng, MAX_KEYWORD_COUNT) if keyword else 0
     return Style(
         lower=rng.random() < 0.15,
         bullets=rng.random() < 0.15,
         commas=rng.random() < 0.75,
-        start=pick(rng, START_PHRASES) if rng.random() < 0.25 else None,
-        end=pick(rng, END_PHRASES) if rng.random() < 0.25 else None,
+        start=pick(rng, lexicon.start_phrases) if rng.random() < 0.25 else None,
+        end=pick(rng, lexicon.end_phrases) if rng.random() < 0.25 else None,
         keyword=keyword,
         keyword_count=keyword_count,
         middles=max(1 + below(rng, MAX_MIDDLES), keyword_count),
     )
 
 
+def sample_layout(rng: Random, *, quotes: bool) -> Layout:
+    """Draw a layout for prose, with quotation marks now and then or never."""
+    title = rng.random() < 0.18
+    postscript = rng.random() < 0.18
+    quoted = rng.random() < 0.15
+    kind = rng.random()
+    parts = pick(rng, PARTS) if kind < 0.3 else 1
+    separation: Separation = "sections" if kind < 0.15 else "paragraphs" if kind < 0.3 else "prose"
+    return Layout(title, separation, parts, postscript, quoted and quotes)
+
+
 def _draw(expansions: Expansions, rng: Random) -> str:
     return pick(rng, pick(rng, expansions))
 
 
-def compose(topic: str, style: Style, rng: Random) -> list[str] | None:
+def compose(topic: str, style: Style, rng: Random, templates: Lexicon | None = None) -> list[str] | None:
     """Draw the sentences of one text about `topic` in `style`, in lower case; no sentence occurs twice.
 
     Returns:
         The sentences, or None where they came out longer than `MAX_WORDS` words: the caller draws again.
     """
-    grammar = topic_grammar(topic, commas=style.commas)
+    grammar = topic_grammar(topic, commas=style.commas, templates=templates)
     carriers = grammar.keyword_middles[style.keyword] if style.keyword is not None else ()
     middles: list[str] = []
     while len(middles) < style.middles:
@@ -238,26 +177,37 @@ def render(sentences: Sequence[str], *, lower: bool, bullets: bool) -> str:
     return "- " + ".\n- ".join(cased) + "." if bullets else ". ".join(cased) + "."
 
 
-def write(topic: str, style: Style, rng: Random) -> str | None:
+def write(topic: str, style: Style, rng: Random, templates: Lexicon | None = None) -> str | None:
     """Write one text about `topic` in `style`, or None as `compose` does."""
-    sentences = compose(topic, style, rng)
-    return render(sentences, lower=style.lower, bullets=style.bullets) if sentences is not None else None
+    sentences = compose(topic, style, rng, templates)
+    if sentences is None:
+        return None
+    if style.layout == Layout():
+        return render(sentences, lower=style.lower, bullets=style.bullets)
+    layout, grammar = style.layout, topic_grammar(topic, commas=style.commas, templates=templates)
+    page = Page(
+        groups=_divide(sentences, layout.parts, rng),
+        separation=layout.separation,
+        title=_draw(grammar.titles, rng) if layout.title else None,
+        postscript=_draw(grammar.postscripts, rng) if layout.postscript else None,
+        quoted=layout.quoted,
+    )
+    text = set_out(page, lower=style.lower)
+    return text if len(words(text)) <= MAX_WORDS else None
 
 
-def write_freely(rng: Random) -> str:
-    """Write a text about a random topic in a random style."""
-    while True:
-        text = write(pick(rng, TOPIC_NAMES), sample_style(rng), rng)
-        if text is not None:
-            return text
+def _divide(sentences: Sequence[str], parts: int, rng: Random) -> tuple[tuple[str, ...], ...]:
+    """Cut the sentences into `parts` groups at random; none is empty."""
+    cuts = sorted(pick_some(rng, range(1, len(sentences)), parts - 1))
+    return tuple(tuple(sentences[a:b]) for a, b in pairwise((0, *cuts, len(sentences))))
 
 
-def write_other_style(rng: Random) -> str:
+def write_other_style(rng: Random, lexicon: Lexicon = PLAIN) -> str:
     """Write telegraphic notes or a list of words: the grammar's vocabulary, but not its language."""
-    topic = pick(rng, TOPIC_NAMES)
-    domain = TOPICS[topic]
+    topic = pick(rng, lexicon.topic_names)
+    domain = lexicon.topics[topic]
     if rng.random() < 0.5:
-        pool = (*KEYWORDS, *domain.nouns, *domain.adjectives, topic)
+        pool = (*lexicon.keywords, *domain.nouns, *domain.adjectives, topic)
         return " ".join(pick(rng, pool) for _ in range(5 + below(rng, 26))) + "."
     notes = []
     for _ in range(3 + below(rng, 6)):
@@ -267,7 +217,7 @@ def write_other_style(rng: Random) -> str:
         elif form == 1:
             note = f"{pick(rng, domain.nouns)} and {pick(rng, domain.nouns)}."
         else:
-            note = f"{topic}, {pick(rng, KEYWORDS)}, {pick(rng, domain.nouns)}."
+            note = f"{topic}, {pick(rng, lexicon.keywords)}, {pick(rng, domain.nouns)}."
         notes.append(note)
     # One capital in front only: the case of later sentences is one of the things that tell the styles apart.
     return " ".join(notes).capitalize()

@@ -16,3 +16,8 @@ def words(text: str) -> list[str]:
 def sentence_count(text: str) -> int:
     """Count the stretches between `.`, `!`, `?` and line breaks that hold at least one word."""
     return sum(_WORD.search(part) is not None for part in _SENTENCE_END.split(text))
+
+
+def longest_sentence(text: str) -> int:
+    """Count the words of the longest stretch between `.`, `!`, `?` and line breaks."""
+    return max(len(words(part)) for part in _SENTENCE_END.split(text))

@@ -1,0 +1,1 @@
+"""Arithmetic of the package reasoning-gym, with worked solutions as experts."""
