@@ -71,6 +71,15 @@ def test_hand_made_cases() -> None:
     assert segment_sentences(token_T, cu_seqlens, stop_table()).tolist() == [0, 2, 5, 6, 7, 8, 10]
 
 
+def test_a_table_with_as_many_states_and_classes_as_there_may_be() -> None:
+    """States are bytes: those above 127 count, too."""
+    table = random_table(5, vocabulary=3000, classes=2000, states=256)
+    assert int(table.next_CQ.max()) == 255
+    tokens = torch.randint(3000, (400,), generator=torch.Generator().manual_seed(6))
+    got = segment_sentences(tokens, torch.tensor([0, 400], dtype=torch.int32), table)
+    assert sorted(set(got.tolist())) == [*sorted(beginnings(tokens.tolist(), table)), 400]
+
+
 def test_state_does_not_leak_from_one_sequence_into_the_next() -> None:
     alone = segment_sentences(torch.tensor([0, 2]), torch.tensor([0, 2]), stop_table())
     after = segment_sentences(torch.tensor([0, 1, 0, 2]), torch.tensor([0, 2, 4]), stop_table())
