@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aapa.batch import BatchCounts, Sequence, TokenBatch
+from aapa.kernels.fields import COMPONENTS
 from aapa.objectives.base import Objective
 
 SIGNALS = ("advantage", "anchor_advantage", "old_logprob", "ref_logprob", "rollout_logprob", "correction")
@@ -36,9 +37,11 @@ def pack(
     if max_tokens < 1:
         raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
     counts = BatchCounts.of(sequences) if counts is None else counts
+    dtypes = {name: signal.dtype for name in SIGNALS for s in sequences if (signal := getattr(s, name)) is not None}
     batches = []
     for indices in split_by_tokens([len(s) for s in sequences], max_tokens):
         batch = _pack_one(sequences, indices)
+        _fill_signals(batch, dtypes)
         if objective is not None:
             batch.weights = _weights(batch, sequences, objective, counts, step)
             batch.sequence_T = _places([sequences[i] for i in indices])
@@ -101,8 +104,10 @@ def _weights(
     """Component weights of a micro-batch. Every component of the objective is present, zeros where it has no token."""
     chosen = [sequences[i] for i in batch.index_N]
     per_sequence = [objective.weights(s, counts, step) for s in chosen]
+    components = objective.components(step)
+    _check_components(objective, components, per_sequence)
     weights = {}
-    for component in objective.components(step):
+    for component in components:
         values: list[Tensor | None] = []
         for sequence, weight in zip(chosen, per_sequence, strict=True):
             full = torch.full((len(sequence.response),), weight.get(component, 0.0), dtype=torch.float64)
@@ -110,6 +115,16 @@ def _weights(
         weights[component] = _scatter(values, chosen)
     _fill_missing_signals(batch, weights)
     return weights
+
+
+def _check_components(objective: Objective, components: tuple[str, ...], weights: list[dict[str, float]]) -> None:
+    """A component that does not exist, or a weight without one, would train nothing, without a word."""
+    kind = type(objective).__name__
+    if unknown := [name for name in components if name not in COMPONENTS]:
+        raise ValueError(f"{kind}.components: expected some of {', '.join(COMPONENTS)}, got {unknown[0]!r}")
+    # One of the kernels' components that is absent at this step (the anchor's at lambda 0) may have a weight.
+    if unknown := [name for found in weights for name in found if name not in COMPONENTS]:
+        raise ValueError(f"{kind}.weights: expected weights of {', '.join(components)}, got {unknown[0]!r}")
 
 
 def _masked(weight: Tensor, sequence: Sequence, component: str) -> Tensor:
@@ -130,6 +145,13 @@ def _places(sequences: list[Sequence]) -> Tensor:
             whole[len(sequence.prompt) - 1 : len(sequence) - 1][kept] = place
         parts.append(whole)
     return torch.cat(parts)
+
+
+def _fill_signals(batch: TokenBatch, dtypes: dict[str, torch.dtype]) -> None:
+    """Zeros for a signal that only sequences of other micro-batches have, so that the cut changes nothing (4.1)."""
+    for name, dtype in dtypes.items():
+        if getattr(batch, f"{name}_T") is None:
+            setattr(batch, f"{name}_T", torch.zeros(len(batch.token_T), dtype=dtype))
 
 
 def _fill_missing_signals(batch: TokenBatch, weights: dict[str, Tensor]) -> None:

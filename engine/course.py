@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ class StageCourse:
             return False
         value = _figure(figures, table.best.metric, f"stages.{table.name}.best.metric")
         sign = 1.0 if table.best.goal == "max" else -1.0
+        if not math.isfinite(value):  # distinct_2 of a policy that writes nothing, say
+            return False
         if self.best_value is not None and sign * value <= sign * self.best_value:
             return False
         self.best_value, self.best_step = value, step

@@ -179,7 +179,8 @@ def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> l
     with stage.timed("update"):
         for _ in range(objective.epochs_per_rollout):
             for part in _minibatches(sequences, objective.updates_per_rollout):
-                counts = BatchCounts.from_vector(run.parallel.sum_over_data(BatchCounts.of(part).vector()))
+                mine = BatchCounts.of(part).vector().to(run.parallel.device)
+                counts = BatchCounts.from_vector(run.parallel.sum_over_data(mine))
                 batches = pack(part, budget, objective, counts, step)
                 result = run.policy.train_step(batches, objective, learning_rate)
                 results.append(FigureSums(result.sums, result.grad_norm, counts, learning_rate))

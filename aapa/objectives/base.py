@@ -34,7 +34,7 @@ class Objective(ABC):
                 return ("custom",)
 
             def weights(self, sequence, counts, step):
-                return {"custom": 1.0 / counts.rollout_tokens}
+                return {"custom": 1.0 / counts.rollout_tokens} if sequence.tokens else {}
 
             def lower(self, batch):
                 return batch.fields(), TokenLossSpec(custom_loss=lambda logp, entropy, f: -f.advantage_T * logp)

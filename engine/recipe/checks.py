@@ -20,8 +20,9 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
     problems = _model_problems(recipe) if recipe.model.source == "scratch" else _no_shape_problems(recipe.model)
     names = Counter(stage.name for stage in recipe.stages)
     for index, stage in enumerate(recipe.stages):
-        if stage.name == "start":
-            problems.append(at(f"stages.{index}.name", "expected another name than that of a run's start, got 'start'"))
+        if stage.name in ("start", "initial") or stage.name.removesuffix("-best") in names.keys() - {stage.name}:
+            text = f"expected a name that the run does not use itself, got {short(stage.name)}"
+            problems.append(at(f"stages.{index}.name", text))
         if names[stage.name] > 1:
             problems.append(at(f"stages.{index}.name", f"expected a name of its own, got {short(stage.name)} twice"))
         problems += _stage_problems(stage, f"stages.{index}")

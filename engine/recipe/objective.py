@@ -86,8 +86,17 @@ def parse_objective(table: Any) -> Any:
     kind = table.get("kind")
     chosen = objective_class(kind)
     preset = PRESETS[kind][1] if kind in PRESETS else {}
-    fields = {key: value for key, value in (preset | table).items() if key != "kind"}
+    fields = {key: value for key, value in _over(preset, table).items() if key != "kind"}
     return TypeAdapter(strict_type(chosen)).validate_python(fields)
+
+
+def _over(preset: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """The preset's values with the table's on top, key by key also in tables within."""
+    merged = preset | table
+    for key, value in preset.items():
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            merged[key] = _over(value, table[key])
+    return merged
 
 
 def dump_objective(objective: Any) -> dict[str, Any]:

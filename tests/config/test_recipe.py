@@ -330,3 +330,19 @@ def test_not_a_text_file(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="recipe: expected a TOML file or one of .*, got '.*nothing.toml'"):
         load_recipe(tmp_path / "nothing.toml")
+
+
+def test_one_key_of_a_presets_schedule_leaves_the_others() -> None:
+    from aapa.engine.recipe.objective import parse_objective
+
+    chord = parse_objective({"kind": "chord-mu", "mu": {"steps": 50}})
+    assert (chord.mu.kind, chord.mu.start, chord.mu.end, chord.mu.steps, chord.phi) == ("cosine", 0.9, 0.05, 50, False)
+    assert parse_objective({"kind": "chord-mu", "mu": 0.3}).mu == 0.3
+
+
+@pytest.mark.parametrize(("first", "second"), [("initial", "rl"), ("start", "rl"), ("rl-best", "rl")])
+def test_stages_do_not_take_names_that_a_run_uses(first: str, second: str) -> None:
+    stage = {"steps": 1, "learning_rate": 1e-3, "objective": {"kind": "sft"}}
+    with pytest.raises(RecipeError, match=r"stages\.0\.name: expected a name that the run does not use itself"):
+        parse_recipe({"name": "r", "stages": [stage | {"name": first}, stage | {"name": second}]})
+    parse_recipe({"name": "r", "stages": [stage | {"name": "my-best"}, stage | {"name": "rl"}]})

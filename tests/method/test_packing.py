@@ -177,3 +177,30 @@ def test_schedules(kind, step, value):
 def test_wrong_hyperparameters_are_named(make, field):
     with pytest.raises(ValueError, match=f"^{field}: expected"):
         make()
+
+
+def test_a_micro_batch_of_experts_alone_has_the_signals_of_the_others():
+    """A loss of one's own may look at them, and the cut into micro-batches must not show."""
+    made = sequences(3, 6, "mixed")
+    for sequence in made:
+        if sequence.role == "rollout":
+            sequence.advantage = torch.ones(len(sequence.response), dtype=torch.float64)
+    for batch in pack(made, 1, GRPO()):
+        assert batch.advantage_T is not None
+        assert batch.advantage_T.dtype == torch.float64
+        assert batch.old_logprob_T is None or any(s.old_logprob is not None for s in made)
+
+
+def test_weights_of_no_component_are_refused():
+    class Typo(GRPO):
+        def weights(self, sequence, counts, step):
+            return {"custm": 1.0}
+
+    class Unknown(GRPO):
+        def components(self, step):
+            return ("entropy",)
+
+    with pytest.raises(ValueError, match=r"^Typo\.weights: expected weights of rl, got 'custm'"):
+        pack(sequences(1, 3), 100, Typo())
+    with pytest.raises(ValueError, match=r"^Unknown\.components: expected some of rl, kl, sft, adv, custom, got"):
+        pack(sequences(1, 3), 100, Unknown())
