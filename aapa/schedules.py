@@ -17,14 +17,14 @@ class Schedule:
     Attributes:
         kind: "constant" | "linear" | "cosine".
         start, end: values at the two ends; `end` is not used by "constant".
-        steps: length of the way, in steps of the stage.
+        steps: length of the way, in steps of the stage; at least 1 for "linear" and "cosine".
         warmup: steps of linear warm-up before it, from 0 at step 0.
     """
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     start: float = 0.0
     end: float = 0.0
-    steps: int = 1
+    steps: int = 0
     warmup: int = 0
 
     def __post_init__(self) -> None:
@@ -33,8 +33,8 @@ class Schedule:
                 raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}")
         if self.kind not in ("constant", "linear", "cosine"):
             raise ValueError(f"kind: expected 'constant', 'linear' or 'cosine', got {self.kind!r}")
-        if self.steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {self.steps}")
+        if self.kind != "constant" and self.steps < 1:
+            raise ValueError(f"steps: expected at least 1 with kind {self.kind!r}, got {self.steps}")
         if self.warmup < 0:
             raise ValueError(f"warmup: expected at least 0, got {self.warmup}")
 
@@ -42,12 +42,12 @@ class Schedule:
         """Value at a step, counted from 0."""
         if step < self.warmup:
             return self.start * step / self.warmup
+        if self.kind == "constant":
+            return self.start
         way = min(max((step - self.warmup) / self.steps, 0.0), 1.0)
         if self.kind == "linear":
             return self.start + (self.end - self.start) * way
-        if self.kind == "cosine":
-            return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * way))
-        return self.start
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * way))
 
     def peak(self) -> float:
         """The largest value it takes; 0 means that the coefficient never acts."""

@@ -139,10 +139,11 @@ def _samples(
         calibrated_S = scores.calibrated(3.0)
         for index, (response, cu) in enumerate(zip(responses, scores.cu_sents, strict=True)):
             values = scores.within(index, calibrated_S).tolist()
-            spans = zip(cu.tolist()[:-1], cu.tolist()[1:], values, strict=True)
+            kept = scores.kept[index].tolist()
+            spans = zip(cu.tolist()[:-1], cu.tolist()[1:], values, kept, strict=True)
             sentences[index] = tuple(
-                ScoredSentence(run.text(response[a:b]), value if scores.anchored[index] else None)
-                for a, b, value in spans
+                ScoredSentence(run.text(response[a:b]), value if scores.anchored[index] and judged else None)
+                for a, b, value, judged in spans
             )
     return [
         Sample(

@@ -136,7 +136,7 @@ def _rollout_share(run: Run, stage: StageRun, batch: RolloutBatch) -> dict[str, 
     }
     anchor = stage.table.objective.anchor
     if batch.scores is not None and anchor is not None:
-        share["scores"] = batch.scores.calibrated(math.inf).tolist()
+        share["scores"] = batch.scores.calibrated(math.inf)[batch.scores.judged()].tolist()
         share["clip"] = anchor.clip
     return share
 
@@ -157,7 +157,7 @@ def _rollout_figures(shares: list[dict[str, Any]]) -> dict[str, Any]:
     rewards = [share["rewards"][i : i + size] for share in shares for i in range(0, len(share["rewards"]), size)]
     if rewards:
         figures |= _reward_figures(rewards)
-    if any("scores" in share for share in shares):
+    if every("scores"):
         figures |= _anchor_figures(every("scores"), shares[0]["clip"])
     return figures
 

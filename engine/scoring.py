@@ -40,6 +40,10 @@ class Scores:
         """a_k of (3.1) for all sentences."""
         return ((self.score_S - self.mean) / self.std).clamp(-clip, clip)
 
+    def judged(self) -> Tensor:
+        """[S] bool, sentences that the anchor speaks of, of responses that are anchored."""
+        return torch.cat([kept & anchored for kept, anchored in zip(self.kept, self.anchored, strict=True)])
+
     def within(self, index: int, value_S: Tensor) -> Tensor:
         """The values of one response's sentences."""
         first = sum(map(len, self.kept[:index]))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 
 from aapa.engine.console import announce
 from aapa.engine.data import Sampler, TokenizedExample, tokenize, tokenize_corpus
-from aapa.engine.discriminator_stage import check_layer, open_scorer
+from aapa.engine.discriminator_stage import check_layer, delimiter_ids, open_scorer
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import SafetensorsWeights, read_config, write_directory
 from aapa.engine.policy.frozen import FrozenModel, model_hash
@@ -79,7 +79,7 @@ def begin_directory(run: Run, fresh: bool) -> None:
 
 
 def _check_evaluation(run: Run) -> None:
-    """Look at both splits and the discriminator's layer now, not after the first stage."""
+    """Look at both splits, the anchors' spans and the discriminator's layer now, not after the first stage."""
     settings = run.recipe.evaluation
     for field, split, count in (
         ("split", settings.split, settings.prompts),
@@ -94,6 +94,13 @@ def _check_evaluation(run: Run) -> None:
                 f"evaluation.{field}: expected a prompt for each of the {run.parallel.data} replicas, "
                 f"got {len(data)} in {split!r}"
             )
+    for index, stage in enumerate(run.recipe.stages):
+        anchor = stage.objective.anchor
+        if anchor is not None and anchor.active:
+            try:
+                delimiter_ids(run.tokenizer, anchor)
+            except UserError as error:
+                raise UserError(f"stages.{index}.objective.{error}") from None
     table = run.recipe.discriminator
     if table is not None and table.source is None:
         check_layer(table.layer, int(run.policy.hf.num_hidden_layers))
@@ -230,10 +237,10 @@ def _check_layout(recipe: Recipe, parallel: Parallel) -> None:
             )
         experts = stage.objective.expert_batch_size
         shares = parallel.data * stage.objective.updates_per_rollout
-        if experts is not None and (experts % parallel.data or experts < shares):
+        if experts is not None and experts % shares:
             raise UserError(
-                f"stages.{index}.objective.expert_batch_size: expected a multiple of the {parallel.data} data-parallel "
-                f"replicas, and an expert for each of the {shares} updates, got {experts}"
+                f"stages.{index}.objective.expert_batch_size: expected a multiple of {shares}, {parallel.data} "
+                f"data-parallel replicas times the updates per rollout, got {experts}"
             )
         if stage.objective.scale == "batch" and parallel.data > 1:
             raise UserError(

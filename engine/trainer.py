@@ -153,14 +153,15 @@ class Trainer:
         """Keep the policy if it is the stage's best so far, and end the stage if its stop rule says so."""
         policy, table = self.run.policy, stage.table
         if self.course.improves(table, figures, self.step):
-            best = self._best_directory(table.name)
+            best = self._best_directory(table.name, self.step)
             write_directory(best, policy.hf, policy.weights(), self.run.tokenizer, write=self.main)
             self.run.parallel.barrier()
         if self.course.stops(table, figures) and self.main:
             announce(f"{table.name}: ended by its stop rule after step {self.step}")
 
-    def _best_directory(self, name: str) -> Path:
-        return self.run.directory / "stages" / f"{name}-best"
+    def _best_directory(self, name: str, step: int) -> Path:
+        """One a step: a run that goes on from an earlier checkpoint finds the best that this knows of."""
+        return self.run.directory / "stages" / f"{name}-best" / f"{step:06d}"
 
     def _hold_discriminator(self, stage: StageRun) -> None:
         """Remember the discriminator of the first anchored stage, and refuse another afterwards."""
@@ -173,8 +174,8 @@ class Trainer:
     def _end_stage(self, stage: StageRun) -> None:
         """Keep the stage's policy, fit the discriminator if it is due, evaluate, save."""
         name, policy = stage.table.name, self.run.policy
-        if self.course.best_step not in (None, self.step):
-            best = self._best_directory(name)
+        if self.course.best_step is not None and self.course.best_step != self.step:
+            best = self._best_directory(name, self.course.best_step)
             policy.load_weights(SafetensorsWeights(best), source=str(best))
             self.run.sync_engine()
             if self.main:

@@ -26,7 +26,7 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
         if names[stage.name] > 1:
             problems.append(at(f"stages.{index}.name", f"expected a name of its own, got {short(stage.name)} twice"))
         problems += _stage_problems(stage, f"stages.{index}")
-        problems += _evaluation_problems(recipe, stage, f"stages.{index}")
+        problems += _evaluation_problems(stage, f"stages.{index}")
         problems += _overlong_problems(recipe, stage, f"stages.{index}.objective")
     return problems + _discriminator_problems(recipe)
 
@@ -111,6 +111,10 @@ def _stage_problems(stage: StageTable, path: str) -> list[Problem]:
     if stage.data == "corpus" and (kind != "sft" or stage.objective.anchor is not None):
         got = kind if kind != "sft" else "sft with an anchor"
         problems.append(at(f"{path}.objective", f"expected plain sft on the corpus, got {got}"))
+    for name in ("updates_per_rollout", "epochs_per_rollout", "dynamic_sampling_rounds"):
+        if getattr(stage.objective, name) < 1:
+            text = f"expected a whole number of at least 1, got {getattr(stage.objective, name)}"
+            problems.append(at(f"{path}.objective.{name}", text))
     needs_rewards = stage.objective.needs_rewards
     if needs_rewards and not stage.rewards:
         problems.append(at(f"{path}.rewards", f"expected a reward function for {kind}, got none"))
@@ -123,13 +127,14 @@ def _stage_problems(stage: StageTable, path: str) -> list[Problem]:
     return problems
 
 
-def _evaluation_problems(recipe: Recipe, stage: StageTable, path: str) -> list[Problem]:
+def _evaluation_problems(stage: StageTable, path: str) -> list[Problem]:
     """What ends a stage by its evaluations needs some."""
     problems: list[Problem] = []
-    every = recipe.evaluation.every if stage.evaluate_every is None else stage.evaluate_every
+    # evaluation.every may change on resume; what decides a stage's end may not.
+    every = stage.evaluate_every or 0
     for name in ("stop", "best"):
-        if getattr(stage, name) is not None and every == 0:
-            text = f"expected evaluations within the stage for stages.{stage.name}.{name}, got 0"
+        if getattr(stage, name) is not None and not 0 < every <= stage.steps:
+            text = f"expected 1 … {stage.steps} for stages.{stage.name}.{name}, got {stage.evaluate_every or 'nothing'}"
             problems.append(at(f"{path}.evaluate_every", text))
     if stage.stop is not None and (stage.stop.at_least is None) == (stage.stop.at_most is None):
         got = "nothing" if stage.stop.at_least is None else "both"

@@ -57,6 +57,8 @@ def objective_class(kind: Any) -> type:
         raise ValueError(f"kind: expected a dataclass, got {short(kind)}")
     if not issubclass(chosen, Objective):
         raise ValueError(f"kind: expected a subclass of aapa.Objective, got {short(kind)}")
+    if missing := sorted(getattr(chosen, "__abstractmethods__", ())):
+        raise ValueError(f"kind: expected a class with {', '.join(missing)}, got {short(kind)}")
     return chosen
 
 

@@ -243,7 +243,7 @@ class StopTable(Table):
 
 
 class BestTable(Table):
-    """Ends a stage with the best policy of its evaluations instead of the last one."""
+    """Ends a stage with the best policy of its evaluations instead of the last one; every best so far stays on disk."""
 
     metric: EvaluationFigure = "pass_rate"
     """A figure of the evaluations on the split `evaluation.split`."""

@@ -346,3 +346,19 @@ def test_stages_do_not_take_names_that_a_run_uses(first: str, second: str) -> No
     with pytest.raises(RecipeError, match=r"stages\.0\.name: expected a name that the run does not use itself"):
         parse_recipe({"name": "r", "stages": [stage | {"name": first}, stage | {"name": second}]})
     parse_recipe({"name": "r", "stages": [stage | {"name": "my-best"}, stage | {"name": "rl"}]})
+
+
+def test_an_objective_that_lacks_methods_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import dataclass
+
+    from aapa import Objective
+    from aapa.engine.recipe import objective as module
+
+    @dataclass(frozen=True)
+    class Half(Objective):
+        def components(self, step: int) -> tuple[str, ...]:
+            return ("custom",)
+
+    monkeypatch.setattr(module, "load_dotted", lambda path: Half)
+    with pytest.raises(ValueError, match=r"^kind: expected a class with lower, weights, got 'mine:Half'"):
+        module.parse_objective({"kind": "mine:Half"})

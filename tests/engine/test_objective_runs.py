@@ -178,7 +178,7 @@ def test_rules_that_cannot_act_are_refused(start):
     del table["stages"][0]["best"]
     with pytest.raises(RecipeError) as raised:
         parse_recipe(table)
-    assert "stages.0.evaluate_every: expected evaluations within the stage" in str(raised.value)
+    assert "stages.0.evaluate_every: expected 1 … 3 for stages.rl.stop, got nothing" in str(raised.value)
     assert "stages.0.stop: expected at_least or at_most, got both" in str(raised.value)
     table = table_of(start, "grpo", overlong_buffer=13)
     with pytest.raises(RecipeError, match=r"overlong_buffer: expected at most rollout\.max_new_tokens, 12, got 13"):
@@ -188,5 +188,8 @@ def test_rules_that_cannot_act_are_refused(start):
 def test_a_delimiter_that_is_no_token_is_refused(start, tmp_path):
     table = rl_table(start, 0.5, steps=1)
     table["stages"][0]["objective"]["anchor"]["span"] = ["<think>", "</think>"]
-    with pytest.raises(UserError, match=r"anchor\.span: expected delimiters of one token each, got \d+ for '<think>'"):
+    with pytest.raises(
+        UserError,
+        match=r"stages\.0\.objective\.anchor\.span: expected delimiters of one token each, got \d+ for '<think>'",
+    ):
         train(parse_recipe(table), tmp_path / "run")

@@ -166,12 +166,12 @@ def test_schedules(kind, step, value):
         (lambda: SFT(anchor=Anchor(mode="reward")), "anchor.mode"),
         (lambda: Anchor(weight=-0.1), "weight"),
         (lambda: Anchor(weight=float("inf")), "weight"),
-        (lambda: Anchor(weight=Schedule("linear", 1.0, -1.0)), "weight"),
+        (lambda: Anchor(weight=Schedule("linear", 1.0, -1.0, 5)), "weight"),
         (lambda: Anchor(clip=0), "clip"),
         (lambda: Anchor(discount=0), "discount"),
         (lambda: Anchor(credit="token"), "credit"),
         (lambda: Schedule("square"), "kind"),
-        (lambda: Schedule(steps=0), "steps"),
+        (lambda: Schedule("linear", 0.0, 1.0), "steps"),
     ],
 )
 def test_wrong_hyperparameters_are_named(make, field):
