@@ -66,7 +66,7 @@ class Objective(ABC):
     overlong_buffer: int = 0
     overlong_penalty: float = 1.0
     dynamic_sampling: DynamicSampling = "off"
-    dynamic_sampling_rounds: int = 1
+    dynamic_sampling_rounds: int = 4
     expert_batch_size: int | None = None
 
     @property

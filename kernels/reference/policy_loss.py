@@ -114,11 +114,13 @@ def kl_estimate(difference: Tensor, estimator: str) -> Tensor:
 
 
 def active_tokens(fields: TokenFields) -> Tensor:
-    """[T] bool, tokens whose ratio matters: those with weight in rl, adv or kl."""
+    """[T] bool, tokens whose ratio matters: those with weight in rl, adv or kl, and those of rollouts in custom."""
     active_T = torch.zeros_like(fields.target_T, dtype=torch.bool)
     for weight_T in (fields.rl_weight_T, fields.adv_weight_T, fields.kl_weight_T):
         if weight_T is not None:
             active_T |= weight_T != 0
+    if fields.custom_weight_T is not None and fields.sequence_T is not None:
+        active_T |= (fields.custom_weight_T != 0) & (fields.sequence_T >= 0)
     return active_T
 
 

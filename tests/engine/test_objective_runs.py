@@ -111,6 +111,7 @@ def test_an_objective_of_ones_own_trains(start, tmp_path):
     train(parse_recipe(table), tmp_path / "run")
     rows = train_rows(tmp_path / "run")
     assert all(row["loss/custom"] == row["loss/total"] for row in rows)
+    assert all(row["policy/entropy"] > 0 and row["policy/ratio"] == 1.0 for row in rows)
     assert not same(weights(start), weights(tmp_path / "run"))
     table["stages"][0]["objective"]["bonuss"] = 1.0
     with pytest.raises(RecipeError, match=r"stages\.0\.objective\.bonuss: expected a known name, perhaps 'bonus'"):
