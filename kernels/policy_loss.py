@@ -44,7 +44,8 @@ def policy_loss(
     Returns:
         The scalar loss and detached **sums** over tokens, so that they add up over micro-batches and ranks
         ("max/…" are maxima):
-        `loss/<component>`; over tokens with weight in rl, adv or kl, or of rollouts in custom: `sum/tokens`, `sum/ratio`, `max/log_ratio`,
+        `loss/<component>`; over tokens with weight in rl, adv or kl, or of rollouts in custom: `sum/tokens`,
+        `sum/ratio`, `max/log_ratio`,
         `sum/kl_old` (k1 against the rollout policy), `sum/entropy`; `sum/rl_clipped_low`, `sum/rl_clipped_high` and
         the same for adv; `sum/kl_ref` (k3 against the reference, without its coefficient); `sum/prob_error`,
         `max/prob_error` (|p_old - p_rollout|) with `rollout_logprob_T`; `sum/correction`, `sum/correction_masked` with
