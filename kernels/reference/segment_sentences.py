@@ -16,11 +16,13 @@ CUT, MARK = 1, 2
 
 
 def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable) -> Tensor:
-    # Lists, not tensors: indexing a list costs 30 ns, indexing a tensor a microsecond. A state is kept
-    # multiplied by four with the two flags below it, so that one look-up answers everything about a token.
-    step_CQ = table.next_CQ.int() * 4 + table.cut_CQ.int() * CUT + table.mark_CQ.int() * MARK
-    steps = step_CQ.tolist()
+    # Lists, not tensors: indexing a list costs 30 ns, indexing a tensor a microsecond. Only classes that occur are
+    # converted: the table of a large vocabulary has thousands. A state is kept multiplied by four with the two flags
+    # below it, so that one look-up answers everything about a token.
     rows = table.class_V.index_select(0, token_T.to(table.class_V.device, torch.int64)).tolist()
+    used = list(set(rows))
+    step_CQ = table.next_CQ[used].int() * 4 + table.cut_CQ[used].int() * CUT + table.mark_CQ[used].int() * MARK
+    steps = dict(zip(used, step_CQ.tolist(), strict=True))
     bounds = cu_seqlens.tolist()
     starts = []
     for begin, end in pairwise(bounds):
