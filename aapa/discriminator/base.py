@@ -44,9 +44,9 @@ class Origin:
     """What a score depends on besides the discriminator's own weights.
 
     Attributes:
-        trunk: hash of the trunk whose states are scored.
-        layer: which hidden state of the trunk.
-        table: hash of the tokenizer's segmentation table.
+        trunk: hash of the trunk whose states are scored, or of a reward model.
+        layer: which hidden state of the trunk; -1 for a reward model.
+        table: hash of the tokenizer's segmentation table, or of a reward model's tokenizer and template.
     """
 
     trunk: str
@@ -54,15 +54,14 @@ class Origin:
     table: str
 
 
-@runtime_checkable
-class Discriminator(Protocol):
-    """A frozen score of sentences against the expert sentences of their prompt (METHOD §2).
+class Frozen(Protocol):
+    """What every frozen discriminator says of itself: enough to store it, and to calibrate its scores.
 
     Attributes:
-        kind: name of the formula, "sentence" (2.1) or "cosine" (2.3).
+        kind: name of the formula: "sentence" (2.1), "polar" (2.2), "cosine" (2.3), or one's own.
         granularity: of the spans it was fitted on.
         mean, std: mu_off and sigma_off of (3.1), of its scores on held-out rollouts.
-        origin: the trunk, layer and table that its inputs must come from.
+        origin: what its inputs must come from.
         hash: SHA-256 over everything that decides a score.
     """
 
@@ -79,6 +78,19 @@ class Discriminator(Protocol):
     @property
     def hash(self) -> str: ...
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights by name; empty for a discriminator that has none."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers that decide a score beside the weights, the mean and the standard deviation."""
+        ...
+
+
+@runtime_checkable
+class Discriminator(Frozen, Protocol):
+    """A frozen score of sentences against the expert sentences of their prompt (METHOD §2)."""
+
     def score(self, sentence_SD: Tensor, cu_group: Tensor, expert_ED: Tensor, cu_expert: Tensor) -> Tensor:
         """Raw scores, float [S], without gradient; 0 for groups without expert sentences.
 
@@ -86,12 +98,20 @@ class Discriminator(Protocol):
         """
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights by name; empty for a discriminator that has none."""
-        ...
 
-    def scalars(self) -> dict[str, float]:
-        """Numbers that decide a score beside the weights, the mean and the standard deviation."""
+class Kind(Protocol):
+    """A class of discriminators, as the store restores them."""
+
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        scalars: Mapping[str, float],
+        mean: float,
+        std: float,
+        origin: Origin,
+        granularity: Granularity,
+    ) -> Frozen:
+        """The discriminator whose `tensors()`, `scalars()`, `mean`, … these are; a class method."""
         ...
 
 
@@ -110,7 +130,7 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def facts(discriminator: Discriminator) -> dict[str, Any]:
+def facts(discriminator: Frozen) -> dict[str, Any]:
     """Everything that decides a score but the tensors, as JSON-able values."""
     return {
         "kind": discriminator.kind,
@@ -122,7 +142,7 @@ def facts(discriminator: Discriminator) -> dict[str, Any]:
     }
 
 
-def discriminator_hash(discriminator: Discriminator) -> str:
+def discriminator_hash(discriminator: Frozen) -> str:
     """The `hash` of a discriminator."""
     return content_hash(facts(discriminator), discriminator.tensors())
 

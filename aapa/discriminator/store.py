@@ -13,20 +13,22 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from aapa.discriminator.base import Discriminator, Origin, content_hash, facts
+from aapa.discriminator.base import Frozen, Kind, Origin, content_hash, facts
 from aapa.discriminator.cosine import CosineDiscriminator
+from aapa.discriminator.polar import PolarDiscriminator
 from aapa.discriminator.quality import QualityCard
 from aapa.discriminator.sentence import SentenceDiscriminator
 
 WEIGHTS, RECORD = "discriminator.safetensors", "discriminator.json"
-KINDS: dict[str, type[SentenceDiscriminator] | type[CosineDiscriminator]] = {
+KINDS: Mapping[str, Kind] = {
     "sentence": SentenceDiscriminator,
     "cosine": CosineDiscriminator,
+    "polar": PolarDiscriminator,
 }
 
 
 def freeze(
-    discriminator: Discriminator,
+    discriminator: Frozen,
     directory: Path | str,
     trunk: Mapping[str, Any] | None = None,
     card: QualityCard | None = None,
@@ -35,7 +37,7 @@ def freeze(
 
     Args:
         directory: made if need be; files of an earlier discriminator are replaced.
-        trunk: what the record says of the trunk beside its hash (where it came from), JSON-able.
+        trunk: what the record says of the trunk, or the reward model, beside its hash (where it came from), JSON-able.
         card: held-out figures to keep with it.
 
     Returns:
@@ -56,11 +58,12 @@ def freeze(
     return directory
 
 
-def load(directory: Path | str, expected_hash: str | None = None) -> Discriminator:
+def load(directory: Path | str, expected_hash: str | None = None, kinds: Mapping[str, Kind] | None = None) -> Frozen:
     """Reads a frozen discriminator back.
 
     Args:
         expected_hash: of the discriminator that a run was started with.
+        kinds: classes of one's own by the kind that their records name. A record by itself imports nothing.
 
     Raises:
         ValueError: a file is missing or not as it was written, or the discriminator is another than expected.
@@ -70,9 +73,10 @@ def load(directory: Path | str, expected_hash: str | None = None) -> Discriminat
     weights = _read(directory / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
         raise ValueError(f"{directory / WEIGHTS}: expected SHA-256 {record['weights_sha256']}, got a changed file")
-    if record["kind"] not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {record['kind']!r} in {directory}")
-    discriminator = KINDS[record["kind"]].restore(
+    known = {**KINDS, **(kinds or {})}
+    if record["kind"] not in known:
+        raise ValueError(f"kind: expected one of {', '.join(known)}, got {record['kind']!r} in {directory}")
+    discriminator = known[record["kind"]].restore(
         load_tensors(weights),
         record["scalars"],
         record["mean"],

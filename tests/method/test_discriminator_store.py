@@ -141,7 +141,7 @@ def test_a_kind_of_another_package_is_refused_by_name(tmp_path: Path) -> None:
         kind = "other"  # type: ignore[assignment]
 
     freeze(Other(0.1, 0.0, 1.0, ORIGIN), tmp_path)
-    with pytest.raises(ValueError, match="^kind: expected one of sentence, cosine, got 'other'"):
+    with pytest.raises(ValueError, match="^kind: expected one of sentence, cosine, polar, got 'other'"):
         load(tmp_path)
 
 
