@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from transformers import AutoTokenizer
 
-from aapa.discriminator import ExpertCache, load
+from aapa.discriminator import Comparison, Discriminator, ExpertCache, PolarDiscriminator, load
 from aapa.discriminator.quality import score_histogram
 from aapa.discriminator.store import load_card, read_record
 from aapa.engine.console import announce
@@ -31,13 +32,15 @@ from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.frozen import FrozenModel
 from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import Recipe
+from aapa.engine.reward_model import RewardModel
 from aapa.engine.run import Run
 from aapa.engine.score_plots import plot_scores
-from aapa.engine.scoring import Scorer
+from aapa.engine.scoring import Scorer, SentenceScorer, check_origin
 from aapa.engine.setup import open_run
 from aapa.sentences import build_sentence_table
 
-BATCH = 256
+# Responses scored at a time, and tokens of a forward pass.
+BATCH, BATCH_TOKENS = 256, 16384
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,10 @@ def refresh(recipe: Recipe, run_directory: Path, limits: DriftLimits) -> None:
         scorer = open_scorer(run, anchor)
         examples = tokenize(run.task.examples("train"), run.tokenizer, run.policy.hf.max_position_embeddings, "train")
         computed = _embed(scorer, examples)
-        announce(f"experts: {computed} of {len(examples)} embedded, the others were in the cache")
+        if scorer.trunk is None:
+            announce(f"experts: {len(examples)} fit the reward model, which reads them with each response")
+        else:
+            announce(f"experts: {computed} of {len(examples)} embedded, the others were in the cache")
         card = load_card(directory)
         if card is None:
             raise UserError(f"{directory}: expected a quality card to compare with, got none")
@@ -111,12 +117,9 @@ def _check_drift(drift: Drift, limits: DriftLimits) -> None:
         raise UserError("\n".join([*problems, "the experts have changed too much: fit the discriminator anew"]))
 
 
-def _embed(scorer: Scorer, examples: list[TokenizedExample]) -> int:
+def _embed(scorer: Scorer, examples: Sequence[TokenizedExample]) -> int:
     with StageProgress("experts", len(examples), ()) as progress:
-        return scorer.experts.add(
-            {index: (example.prompt, example.experts[0]) for index, example in enumerate(examples)},
-            lambda done, total: progress.update(done, {}),
-        )
+        return scorer.prepare(examples, lambda done, total: progress.update(done, {}))
 
 
 class _opened:
@@ -164,26 +167,11 @@ def score(discriminator: Path, data: Path, output: Path | None) -> None:
     facts = read_record(discriminator)["trunk"]
     directory = (discriminator / facts["directory"]).resolve()
     rows = list(_rows(data))
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    config = read_config(directory, "discriminator.trunk")
-    parallel = groups.start()
-    try:
-        layers, layer = int(config.num_hidden_layers), facts["layer"]
-        trunk = FrozenModel(
-            config,
-            SafetensorsWeights(directory, "discriminator.trunk"),
-            parallel,
-            torch.float32,
-            16384,
-            layer if layer >= -1 else layers + 1 + layer,
-            facts["logprob_features"],
-        )
-        table = build_sentence_table(tokenizer, vocab_size=config.vocab_size)
-        scorer = Scorer(frozen, trunk, table, ExpertCache(trunk, frozen.origin, table, frozen.granularity))
-        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-        scored = [row for part in parts for row in _score(scorer, tokenizer, part)]
-    finally:
-        groups.stop()
+    if isinstance(frozen, PolarDiscriminator):
+        scored = _judge_texts(frozen, directory, rows)
+    else:
+        assert isinstance(frozen, Discriminator), "a kind that is no reward model scores sentence states"
+        scored = _score_texts(frozen, directory, facts, rows)
     lines = [json.dumps(row, ensure_ascii=False) for row in scored]
     if output is None:
         print("\n".join(lines))
@@ -196,7 +184,50 @@ def score(discriminator: Path, data: Path, output: Path | None) -> None:
     announce(f"written to {output} and {picture}")
 
 
-def _score(scorer: Scorer, tokenizer: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _score_texts(
+    frozen: Discriminator, directory: Path, facts: dict[str, Any], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of scores by sentence, from the states of the trunk in a directory."""
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = read_config(directory, "discriminator.trunk")
+    parallel = groups.start()
+    try:
+        layers, layer = int(config.num_hidden_layers), facts["layer"]
+        trunk = FrozenModel(
+            config,
+            SafetensorsWeights(directory, "discriminator.trunk"),
+            parallel,
+            torch.float32,
+            BATCH_TOKENS,
+            layer if layer >= -1 else layers + 1 + layer,
+            facts["logprob_features"],
+        )
+        table = build_sentence_table(tokenizer, vocab_size=config.vocab_size)
+        scorer = SentenceScorer(frozen, trunk, table, ExpertCache(trunk, frozen.origin, table, frozen.granularity))
+        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        return [row for part in parts for row in _score(scorer, tokenizer, part)]
+    finally:
+        groups.stop()
+
+
+def _judge_texts(frozen: PolarDiscriminator, directory: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one score a response, of the reward model in a directory."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = RewardModel(directory, device, torch.float32, BATCH_TOKENS)
+    check_origin(frozen, model)
+    with StageProgress("reward model", len(rows), (), console=Console(stderr=True)) as progress:
+        raw = model.score(
+            [Comparison(row["prompt"], row["expert"], row["response"]) for row in rows],
+            lambda done, _: progress.update(done, {}),
+        )
+    values = [round((score - frozen.mean) / frozen.std, 4) for score in raw]
+    return [
+        {"score": value, "sentences": [{"text": row["response"], "score": value}]}
+        for row, value in zip(rows, values, strict=True)
+    ]
+
+
+def _score(scorer: SentenceScorer, tokenizer: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 

@@ -6,15 +6,21 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from aapa.anchor import Anchor
 from aapa.discriminator import (
+    Discriminator,
     ExpertCache,
     FitMaterial,
     FitSettings,
+    Frozen,
+    Kind,
+    PolarDiscriminator,
     QualityCard,
+    calibrate_reward_model,
     examine,
+    examine_reward_model,
     fit_sentence_discriminator,
     freeze,
     load,
@@ -27,12 +33,14 @@ from aapa.engine.hf_directory import SafetensorsWeights, read_config
 from aapa.engine.policy.frozen import FrozenModel
 from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import DiscriminatorTable
+from aapa.engine.reward_model_stage import open_response_scorer, open_reward_model, reward_model_view
+from aapa.engine.rewards import load_function
 from aapa.engine.rollout import sample_seed
 from aapa.engine.run import Run
 from aapa.engine.score_plots import plot_scores
-from aapa.engine.scoring import Scorer
+from aapa.engine.scoring import ResponseScorer, Scorer, SentenceScorer
 from aapa.kernels import SentenceTable
-from aapa.sentences import build_sentence_table
+from aapa.sentences import Granularity, build_sentence_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,8 +58,24 @@ def fit_discriminator(run: Run, directory: Path | None = None) -> str:
     settings = run.recipe.discriminator
     assert settings is not None and settings.fit_after is not None
     directory = run.directory / "discriminator" if directory is None else directory
-    trunk_directory = _trunk_directory(run, settings)
-    trunk = open_trunk(run, trunk_directory, settings.layer, settings.logprob_features)
+    if settings.kind == "polar":
+        discriminator, card, read, facts = _calibrate_reward_model(run, settings)
+    else:
+        discriminator, card, read, facts = _fit_on_trunk(run, settings)
+    if run.parallel.is_main:
+        directory.mkdir(parents=True, exist_ok=True)
+        where = os.path.relpath(read.resolve(), directory.resolve())
+        freeze(discriminator, directory, trunk={"directory": where, **facts}, card=card)
+        plot_scores(card.histograms, directory / "scores.png")
+        announce(card_line(card))
+    run.parallel.barrier()
+    return discriminator.hash
+
+
+def _fit_on_trunk(run: Run, settings: DiscriminatorTable) -> tuple[Frozen, QualityCard, Path, dict[str, Any]]:
+    """(discriminator, figures, directory of its trunk, what else the record says of the trunk)."""
+    directory = _trunk_directory(run, settings)
+    trunk = open_trunk(run, directory, settings.layer, settings.logprob_features)
     material = _material(run, settings)
     with StageProgress("discriminator", settings.steps, ("loss", "accuracy"), rank=run.parallel.rank) as progress:
 
@@ -61,15 +85,19 @@ def fit_discriminator(run: Run, directory: Path | None = None) -> str:
         discriminator, card = fit_sentence_discriminator(
             trunk, material, _fit_settings(run, settings), *_tokenization(run), run.recipe.seed, on_progress
         )
-    if run.parallel.is_main:
-        directory.mkdir(parents=True, exist_ok=True)
-        where = os.path.relpath(trunk_directory.resolve(), directory.resolve())
-        facts = {"directory": where, "layer": settings.layer, "logprob_features": settings.logprob_features}
-        freeze(discriminator, directory, trunk=facts, card=card)
-        plot_scores(card.histograms, directory / "scores.png")
-        announce(card_line(card))
-    run.parallel.barrier()
-    return discriminator.hash
+    return discriminator, card, directory, {"layer": settings.layer, "logprob_features": settings.logprob_features}
+
+
+def _calibrate_reward_model(run: Run, settings: DiscriminatorTable) -> tuple[Frozen, QualityCard, Path, dict[str, Any]]:
+    """(discriminator, figures, directory of the reward model, nothing)."""
+    assert settings.reward_model is not None
+    directory = Path(settings.reward_model)
+    view = reward_model_view(run, open_reward_model(run, directory))
+    material = _material(run, settings)
+    discriminator, card = calibrate_reward_model(
+        view, material, _fit_settings(run, settings), *_tokenization(run), run.recipe.seed
+    )
+    return discriminator, card, directory, {}
 
 
 @dataclass(frozen=True)
@@ -93,14 +121,12 @@ def examine_again(run: Run, scorer: Scorer, stored: QualityCard) -> Drift:
     settings = run.recipe.discriminator
     assert settings is not None
     discriminator = scorer.discriminator
-    mean, std, card = examine(
-        discriminator,
-        scorer.trunk,
-        _material(run, settings),
-        _fit_settings(run, settings),
-        *_tokenization(run),
-        run.recipe.seed,
-    )
+    rest = (_material(run, settings), _fit_settings(run, settings), *_tokenization(run), run.recipe.seed)
+    if isinstance(scorer, ResponseScorer):
+        mean, std, card = examine_reward_model(scorer.discriminator, reward_model_view(run, scorer.model), *rest)
+    else:
+        assert isinstance(scorer, SentenceScorer)
+        mean, std, card = examine(scorer.discriminator, scorer.trunk, *rest)
     return Drift(
         auc=card.auc - stored.auc,
         rollouts=card.rollouts - stored.rollouts,
@@ -137,19 +163,39 @@ def open_scorer(run: Run, anchor: Anchor) -> Scorer:
     directory = discriminator_directory(run)
     if not directory.is_dir():
         raise UserError(f"discriminator.source: expected a directory, got {str(directory)!r}")
-    discriminator = load(directory)
+    discriminator = load(directory, kinds=own_kinds(run))
     if discriminator.granularity != anchor.granularity:
         raise UserError(
             f"anchor.granularity: expected {discriminator.granularity!r} as the discriminator was fitted, "
             f"got {anchor.granularity!r}"
         )
     delimiters = delimiter_ids(run.tokenizer, anchor)
-    record = read_record(directory)
-    facts = record["trunk"]
-    trunk = open_trunk(run, (directory / facts["directory"]).resolve(), facts["layer"], facts["logprob_features"])
     table = sentence_table(run)
+    facts = read_record(directory)["trunk"]
+    source = (directory / facts["directory"]).resolve()
+    if isinstance(discriminator, PolarDiscriminator):
+        # A reward model that was moved is found by the recipe's key; its hash must be the same.
+        moved = run.recipe.discriminator and run.recipe.discriminator.reward_model
+        return open_response_scorer(run, discriminator, Path(moved) if moved else source, table, delimiters)
+    assert isinstance(discriminator, Discriminator), "a kind that is no reward model scores sentence states"
+    trunk = open_trunk(run, source, facts["layer"], facts["logprob_features"])
     cache = ExpertCache(trunk, discriminator.origin, table, anchor.granularity, run.directory / "experts", delimiters)
-    return Scorer(discriminator, trunk, table, cache, delimiters)
+    return SentenceScorer(discriminator, trunk, table, cache, delimiters)
+
+
+def own_kinds(run: Run) -> dict[str, Kind]:
+    """The user's own class of discriminators, where the recipe names one, by its dotted path.
+
+    Raises:
+        UserError: there is no such class, or it restores nothing.
+    """
+    settings = run.recipe.discriminator
+    if settings is None or ":" not in settings.kind:
+        return {}
+    chosen = load_function(settings.kind, "discriminator.kind")
+    if not hasattr(chosen, "restore"):
+        raise UserError(f"discriminator.kind: expected a class with `restore`, got {settings.kind!r}")
+    return {settings.kind: cast(Kind, chosen)}
 
 
 def delimiter_ids(tokenizer: PreTrainedTokenizerFast, anchor: Anchor) -> tuple[int, int] | None:
@@ -179,7 +225,7 @@ def discriminator_directory(run: Run) -> Path:
 
 def check_unchanged(run: Run, expected_hash: str) -> None:
     """Refuse a discriminator on disk that is not the one with `expected_hash` any more."""
-    load(discriminator_directory(run), expected_hash)
+    load(discriminator_directory(run), expected_hash, own_kinds(run))
 
 
 def sentence_table(run: Run) -> SentenceTable:
@@ -254,9 +300,11 @@ def _material(run: Run, settings: DiscriminatorTable) -> list[FitMaterial]:
 def _fit_settings(run: Run, table: DiscriminatorTable) -> FitSettings:
     """The recipe's numbers, and the granularity of the stages that will use them."""
     anchors = [stage.objective.anchor for stage in run.recipe.stages]
+    usual: Granularity = "response" if table.kind == "polar" else "sentence"
     return FitSettings(
-        kind=table.kind,
-        granularity=next((a.granularity for a in anchors if a is not None and a.active), "sentence"),
+        # A reward model is only calibrated, as "cosine" is.
+        kind="sentence" if table.kind == "sentence" else "cosine",
+        granularity=next((a.granularity for a in anchors if a is not None and a.active), usual),
         layer=table.layer,
         rank=table.rank,
         width=table.width,

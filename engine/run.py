@@ -104,6 +104,7 @@ class StageRun:
         """Whether the KL reference is the discriminator's trunk, and one pass gives its log-probs and its states."""
         return (
             self.scorer is not None
+            and self.reference is not None
             and self.reference is self.scorer.trunk
             and self.reference.shares_forward(run.recipe.rollout.temperature)
         )

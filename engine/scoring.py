@@ -1,18 +1,27 @@
-"""The discriminator at work: from rollouts to sentence scores."""
+"""The discriminator at work: from rollouts to scores of their sentences."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from aapa.discriminator.base import Discriminator
+from aapa.discriminator.base import Discriminator, Frozen
 from aapa.discriminator.expert_cache import ExpertCache
+from aapa.discriminator.polar import Comparison, PolarDiscriminator
 from aapa.engine.data import TokenizedExample
+from aapa.engine.errors import UserError
 from aapa.engine.policy.frozen import FrozenModel
+from aapa.engine.policy.parallel import Parallel
+from aapa.engine.reward_model import FIELD, RewardModel, replica_scores
 from aapa.kernels import SentenceTable
 from aapa.sentences import Granularity, anchored_spans
+
+# Examples that are looked through at a time.
+AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,35 @@ class Scores:
         return self.kept[index].repeat_interleave(self.cu_sents[index].diff().long())
 
 
+class Scorer(Protocol):
+    """A frozen discriminator with what it reads; a collective of the replica, as are its methods."""
+
+    @property
+    def discriminator(self) -> Frozen: ...
+    @property
+    def trunk(self) -> FrozenModel | None:
+        """The trunk; None for a discriminator that has none."""
+        ...
+
+    def prepare(
+        self, examples: Sequence[TokenizedExample], on_progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Do once what can be done for examples before there are responses; the number of experts embedded."""
+        ...
+
+    def score(
+        self,
+        examples: list[TokenizedExample],
+        responses: list[list[int]],
+        granularity: Granularity | None = None,
+        logprob_temperature: float | None = None,
+    ) -> Scores:
+        """Scores of responses to the prompts of `examples`, entry by entry, against the first experts."""
+        ...
+
+
 @dataclass
-class Scorer:
+class SentenceScorer:
     """A frozen discriminator with its trunk, its segmentation table and the cached expert sentences."""
 
     discriminator: Discriminator
@@ -71,9 +107,15 @@ class Scorer:
                 f"discriminator was fitted on, got {self.trunk.hash[:12]}…"
             )
 
+    def prepare(
+        self, examples: Sequence[TokenizedExample], on_progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Embeds the first experts that are not in the cache; how many."""
+        return self.experts.add({place: (e.prompt, e.experts[0]) for place, e in enumerate(examples)}, on_progress)
+
     def expert_states(self, examples: list[TokenizedExample]) -> tuple[Tensor, Tensor]:
         """Sentence states of the first experts, from the cache where they are known: (expert_ED, cu_expert)."""
-        self.experts.add({place: (e.prompt, e.experts[0]) for place, e in enumerate(examples)})
+        self.prepare(examples)
         return self.experts.pack(range(len(examples)))
 
     def score(
@@ -105,6 +147,93 @@ class Scorer:
             has_expert[place] and bool(kept[index].any()) for place, group in enumerate(groups) for index in group
         ]
         return Scores(score_S, cu_sents, kept, anchored, self.discriminator.mean, self.discriminator.std, logprobs)
+
+
+@dataclass
+class ResponseScorer:
+    """A frozen reward model that judges whole responses beside the first expert's (2.2).
+
+    It lies on the leader of each replica, as the rollout engine does, which judges the replica's own responses and
+    sends the scores to the other ranks.
+
+    Attributes:
+        model: on the leader only.
+        text: the reading of a policy's tokens.
+        dtype: of the scores.
+    """
+
+    discriminator: PolarDiscriminator
+    model: RewardModel | None
+    parallel: Parallel
+    text: Callable[[list[int]], str]
+    table: SentenceTable
+    delimiters: tuple[int, int] | None = None
+    dtype: torch.dtype = torch.float32
+    trunk: None = None
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            check_origin(self.discriminator, self.model)
+
+    def prepare(
+        self, examples: Sequence[TokenizedExample], on_progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Refuses examples that are too long for the reward model even beside an empty response; embeds nothing."""
+        for first in range(0, len(examples), AT_A_TIME):
+            part = examples[first : first + AT_A_TIME]
+            if self.model is not None:
+                texts = [(self.text(e.prompt), self.text(e.experts[0])) for e in part]
+                self.model.encode([Comparison(prompt, expert, "") for prompt, expert in texts])
+            if on_progress is not None:
+                on_progress(first + len(part), len(examples))
+        return 0
+
+    def score(
+        self,
+        examples: list[TokenizedExample],
+        responses: list[list[int]],
+        granularity: Granularity | None = None,
+        logprob_temperature: float | None = None,
+    ) -> Scores:
+        """As in `Scorer`. What lies between `delimiters` is cut out of both texts; each part that is left of a response
+        has the score of the whole."""
+        assert granularity in (None, "response"), "a reward model judges whole responses"
+        assert logprob_temperature is None, "a reward model is no reference"
+        prompts = [e.prompt for e in examples]
+        cu_sents, kept = anchored_spans(prompts, responses, self.table, "response", self.delimiters)
+        experts = [list(e.experts[0]) for e in examples]
+        expert_spans = anchored_spans(prompts, experts, self.table, "response", self.delimiters)
+        anchored = [
+            bool(own.any()) and bool(reference.any()) for own, reference in zip(kept, expert_spans[1], strict=True)
+        ]
+        comparisons = [
+            Comparison(
+                self.text(prompts[i]),
+                self.text(_kept_tokens(experts[i], expert_spans[0][i], expert_spans[1][i])),
+                self.text(_kept_tokens(responses[i], cu_sents[i], kept[i])),
+            )
+            for i in range(len(examples))
+            if anchored[i]
+        ]
+        found = iter(replica_scores(self.model, self.parallel, comparisons))
+        values = [next(found) if judged else 0.0 for judged in anchored]
+        score_S = torch.tensor([value for value, k in zip(values, kept, strict=True) for _ in k], dtype=self.dtype)
+        return Scores(score_S, cu_sents, kept, anchored, self.discriminator.mean, self.discriminator.std)
+
+
+def check_origin(discriminator: PolarDiscriminator, model: RewardModel) -> None:
+    """Refuse a reward model, or a tokenizer of it, other than the one that was calibrated."""
+    for what, calibrated, got in (
+        ("weights and configuration", discriminator.origin.trunk, model.origin.trunk),
+        ("tokenizer and template", discriminator.origin.table, model.origin.table),
+    ):
+        if calibrated != got:
+            raise UserError(f"{FIELD}: expected the {what} {calibrated[:12]}… that were calibrated, got {got[:12]}…")
+
+
+def _kept_tokens(tokens: list[int], cu_sents: Tensor, kept: Tensor) -> list[int]:
+    mask = kept.repeat_interleave(cu_sents.diff().long()).tolist()
+    return [token for token, chosen in zip(tokens, mask, strict=True) if chosen]
 
 
 def _runs(ids: list[int]) -> list[list[int]]:

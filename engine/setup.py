@@ -19,6 +19,7 @@ from aapa.engine.policy.frozen import FrozenModel, model_hash
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.recipe import ModelTable, Recipe, StageTable
+from aapa.engine.reward_model import open_directory
 from aapa.engine.rewards import Rewards, load_function
 from aapa.engine.rollout import build_engine
 from aapa.engine.run import DTYPES, Run, StageRun
@@ -79,7 +80,7 @@ def begin_directory(run: Run, fresh: bool) -> None:
 
 
 def _check_evaluation(run: Run) -> None:
-    """Look at both splits, the anchors' spans and the discriminator's layer now, not after the first stage."""
+    """Look at both splits, the anchors' spans and the discriminator's layer or reward model before the first stage."""
     settings = run.recipe.evaluation
     for field, split, count in (
         ("split", settings.split, settings.prompts),
@@ -102,7 +103,9 @@ def _check_evaluation(run: Run) -> None:
             except UserError as error:
                 raise UserError(f"stages.{index}.objective.{error}") from None
     table = run.recipe.discriminator
-    if table is not None and table.source is None:
+    if table is not None and table.reward_model is not None:
+        open_directory(Path(table.reward_model))
+    elif table is not None and table.source is None:
         check_layer(table.layer, int(run.policy.hf.num_hidden_layers))
 
 
@@ -136,7 +139,7 @@ def open_stage(run: Run, index: int) -> StageRun:
     if scorer is not None:
         steps = (sampler.batch(step, table.prompts_per_step) for step in range(table.steps))
         drawn = sorted({i for draws in steps for i in run.mine(draws)})
-        scorer.experts.add({i: (data[i].prompt, data[i].experts[0]) for i in drawn})
+        scorer.prepare([data[i] for i in drawn])
         # Ranks of a replica must agree on what is missing, so nobody writes while another still opens the cache.
         run.parallel.barrier()
     return StageRun(index, table, data, sampler, refills, experts, rewards, reference, scorer)
@@ -172,10 +175,11 @@ def stage_start(run: Run, index: int) -> Path:
 def _reference(run: Run, directory: Path, scorer: Scorer | None) -> FrozenModel:
     """The frozen policy of the KL term; the discriminator's trunk where that is the same model."""
     config, weights = read_config(directory), SafetensorsWeights(directory)
-    if scorer is not None and scorer.trunk.model_hash == model_hash(config, weights):
+    trunk = None if scorer is None else scorer.trunk
+    if trunk is not None and trunk.model_hash == model_hash(config, weights):
         if run.parallel.is_main:
             announce("the KL reference is the discriminator's trunk: one copy, and one forward pass, serve both")
-        return scorer.trunk
+        return trunk
     return FrozenModel(
         config,
         weights,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aapa.engine.recipe.discriminator_checks import kind_problems, reward_model_problems
 from aapa.engine.recipe.objective import load_dotted, objective_kind
 from aapa.engine.recipe.problems import Problem, at, short
 
@@ -28,7 +29,7 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
         problems += _stage_problems(stage, f"stages.{index}")
         problems += _evaluation_problems(stage, f"stages.{index}")
         problems += _overlong_problems(recipe, stage, f"stages.{index}.objective")
-    return problems + _discriminator_problems(recipe)
+    return problems + kind_problems(recipe) + _discriminator_problems(recipe)
 
 
 def environment_problems(recipe: Recipe) -> list[Problem]:
@@ -43,6 +44,7 @@ def environment_problems(recipe: Recipe) -> list[Problem]:
         if table.trunk not in ("base", "stage_start") and not _config_file(table.trunk).is_file():
             wanted = "'base', 'stage_start' or a directory holding config.json"
             problems.append(at("discriminator.trunk", f"expected {wanted}, got {short(table.trunk)}"))
+        problems += reward_model_problems(table)
     for field, name in _dotted_names(recipe):
         try:
             load_dotted(name)
@@ -60,6 +62,8 @@ def anchored(stage: StageTable) -> bool:
 def _dotted_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if ":" in recipe.data.task:
         yield "data.task", recipe.data.task
+    if recipe.discriminator is not None and ":" in recipe.discriminator.kind:
+        yield "discriminator.kind", recipe.discriminator.kind
     for index, stage in enumerate(recipe.stages):
         for number, reward in enumerate(stage.rewards):
             yield f"stages.{index}.rewards.{number}.function", reward.function

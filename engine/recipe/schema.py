@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from aapa.engine.recipe.checks import consistency_problems
+from aapa.engine.recipe.discriminator_checks import discriminator_kind
 from aapa.engine.recipe.objective import dump_objective, parse_objective
 from aapa.engine.recipe.problems import dotted, suggestion
 from aapa.engine.recipe.toml_text import toml_text
@@ -144,8 +145,10 @@ class DiscriminatorTable(Table):
 
     source: Text | None = None
     """Directory of a discriminator fitted before; if not given, one is fitted in the run."""
-    kind: Literal["sentence", "cosine"] = "sentence"
-    """"sentence": a small head trained on a frozen trunk (2.1); "cosine": no training (2.3)."""
+    kind: Annotated[str, AfterValidator(discriminator_kind)] = "sentence"
+    """"sentence" (2.1): a head on a frozen trunk; "cosine" (2.3); "polar" (2.2): a reward model; "package.module:Class"."""
+    reward_model: Text | None = None
+    """Kind "polar": directory of a sequence-classification model of one label; trunk, layer and fit are then unused."""
     fit_after: Name | None = None
     """Name of the stage after which it is fitted, or "start": on a policy that was given; not with a source."""
     trunk: Text = "base"

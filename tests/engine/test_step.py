@@ -15,7 +15,7 @@ from aapa.engine.data import TokenizedExample
 from aapa.engine.examples import Example
 from aapa.engine.rollout import Rollout
 from aapa.engine.sampling import RolloutBatch
-from aapa.engine.scoring import Scorer, Scores
+from aapa.engine.scoring import Scores, SentenceScorer
 from aapa.engine.step import _minibatches, advantages, learning_rate_at
 
 LENGTHS = [[2, 3], [4], [1, 1, 2], [3, 2], [2], [5, 1]]  # sentence lengths of six rollouts
@@ -159,7 +159,7 @@ def test_every_prompts_responses_meet_its_own_experts(monkeypatch):
 
     examples = [TokenizedExample(Example(i, "p", ("e",), {}), [1], ([100 * i + 100],)) for i in range(2)]
     monkeypatch.setattr("aapa.sentences.segment", lambda tokens, cu, table, granularity: torch.unique_consecutive(cu))
-    scorer = Scorer(Difference(), StubTrunk(), table=None, experts=Cache())
+    scorer = SentenceScorer(Difference(), StubTrunk(), table=None, experts=Cache())
     scores = scorer.score([examples[0], examples[0], examples[1]], [[3], [5, 7], [11]])
     assert scores.score_S.tolist() == [3 - 100, 6 - 100, 11 - 200]
     assert scores.anchored == [True, True, True]
@@ -168,7 +168,7 @@ def test_every_prompts_responses_meet_its_own_experts(monkeypatch):
 def test_a_discriminator_of_another_trunk_is_refused():
     other = SimpleNamespace(origin=SimpleNamespace(trunk="another"))
     with pytest.raises(ValueError, match=r"discriminator\.trunk: expected"):
-        Scorer(other, StubTrunk(), table=None, experts=None)
+        SentenceScorer(other, StubTrunk(), table=None, experts=None)
 
 
 def test_learning_rate_warms_up_and_decays():

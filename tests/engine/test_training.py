@@ -26,11 +26,11 @@ pytestmark = pytest.mark.usefixtures("own_reward")
 
 
 def test_lambda_zero_is_bit_identical_to_plain_grpo_and_never_scores(start, tmp_path, monkeypatch):
-    from aapa.engine.scoring import Scorer
+    from aapa.engine.scoring import SentenceScorer
 
     train(parse_recipe(rl_table(start, None)), tmp_path / "plain")
     calls = []
-    monkeypatch.setattr(Scorer, "score", lambda *args, **kwargs: calls.append(args))
+    monkeypatch.setattr(SentenceScorer, "score", lambda *args, **kwargs: calls.append(args))
     train(parse_recipe(rl_table(start, 0.0)), tmp_path / "zero")
     assert not calls, "no scoring may run at λ = 0"
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "zero"))
