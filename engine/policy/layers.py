@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -28,6 +29,13 @@ class NoNorm(torch.nn.Identity):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
         super().__init__()
+
+
+class BiasedOutput(RowParallelLinear):
+    """Attention's output projection with a bias, which Megatron has for all linear layers or for none of them."""
+
+    def __init__(self, *args: Any, bias: bool, **kwargs: Any) -> None:
+        super().__init__(*args, bias=True, **kwargs)
 
 
 class PackedSeq(PackedSeqParams):
@@ -133,6 +141,8 @@ def block_spec(config: TransformerConfig, final_norm: bool = True) -> Transforme
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules
     attention.core_attention = PackedAttention
+    if config.add_qkv_bias:
+        attention.linear_proj = BiasedOutput
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     count = get_num_layers_to_build(config)

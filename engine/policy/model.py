@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from aapa.engine.errors import UserError
+from aapa.engine.policy.families import config_problems
 from aapa.engine.policy.layers import block_spec
+from aapa.engine.policy.names import problem_text
 from aapa.engine.policy.parallel import Parallel
-
-SUPPORTED = ("qwen3",)
 
 
 class PolicyModel(GPTModel):
@@ -42,19 +44,27 @@ class PolicyModel(GPTModel):
         return self.output_layer.weight
 
 
-def check_supported(hf: PretrainedConfig) -> None:
-    """Refuse architectures that would silently compute something else."""
-    if hf.model_type not in SUPPORTED:
-        raise UserError(f"model.source: expected model_type {', '.join(SUPPORTED)}, got {hf.model_type!r}")
-    if getattr(hf, "attention_bias", False):
-        raise UserError("model.source: expected attention_bias false, got true")
-    if getattr(hf, "use_sliding_window", False):
-        raise UserError("model.source: expected use_sliding_window false, got true")
-    rope = hf.rope_parameters
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"model.source: expected rope_type 'default', got {rope['rope_type']!r}")
-    if hf.hidden_act != "silu":
-        raise UserError(f"model.source: expected hidden_act 'silu', got {hf.hidden_act!r}")
+def check_supported(hf: PretrainedConfig, field: str = "model.source") -> None:
+    """Refuse models that would silently compute something else.
+
+    Raises:
+        UserError: a line for each reason.
+    """
+    problems = config_problems(hf.to_dict())
+    if problems:
+        raise UserError(problem_text(field, problems))
+
+
+def rotary_frequencies(hf: PretrainedConfig) -> tuple[Tensor | None, float]:
+    """(float32 [head_dim / 2] angle per position, or None for Megatron's own; factor of the rotated queries and keys).
+
+    transformers' functions, so that scaled angles are its own bit for bit.
+    """
+    kind = hf.rope_parameters.get("rope_type", "default")
+    if kind == "default":
+        return None, 1.0
+    frequencies, factor = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))
+    return frequencies, float(factor)
 
 
 def transformer_config(
@@ -62,6 +72,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's configuration of a Hugging Face model; `layers` cuts it short."""
     check_supported(hf)
+    _, factor = rotary_frequencies(hf)
     return TransformerConfig(
         num_layers=hf.num_hidden_layers if layers is None else layers,
         hidden_size=hf.hidden_size,
@@ -71,7 +82,10 @@ def transformer_config(
         ffn_hidden_size=hf.intermediate_size,
         layernorm_epsilon=hf.rms_norm_eps,
         normalization="RMSNorm",
-        qk_layernorm=True,
+        qk_layernorm=hf.model_type == "qwen3",
+        add_qkv_bias=hf.attention_bias,
+        # YaRN lengthens rotated queries and keys; on whole heads that is a factor of the scores.
+        softmax_scale=None if factor == 1.0 else factor**2 / math.sqrt(hf.head_dim),
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
@@ -126,6 +140,9 @@ def build_model(
         position_embedding_type="rope",
         rotary_base=hf.rope_parameters["rope_theta"],
     )
+    frequencies, _ = rotary_frequencies(hf)
+    if frequencies is not None:
+        model.rotary_pos_emb.inv_freq = frequencies.to(model.rotary_pos_emb.inv_freq.device)
     _mark_shards(model)
     return model
 
@@ -137,7 +154,7 @@ def _mark_shards(model: PolicyModel) -> None:
     """
     split_along = {ColumnParallelLinear: 0, RowParallelLinear: 1, VocabParallelEmbedding: 0}
     for module in model.modules():
-        dimension = split_along.get(type(module))
+        dimension = next((axis for kind, axis in split_along.items() if isinstance(module, kind)), None)
         if dimension is not None and module.weight is not None:
             for name in ("tensor_model_parallel", "partition_dim", "partition_stride"):
                 if hasattr(module.weight, name):

@@ -73,6 +73,14 @@ class Parallel:
         dist.broadcast_object_list(box, src=dist.get_global_rank(self.replica_group, 0), group=self.replica_group)
         return box[0]
 
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's Python object, on every rank."""
+        if dist.get_world_size() == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
     def from_last_stage(self, value: Tensor) -> Tensor:
         """The last stage's tensor on every stage, in place; shapes must agree beforehand."""
         if self.pipeline > 1:

@@ -7,6 +7,7 @@ disk depends on the parallel layout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,15 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from aapa.engine.policy.model import PolicyModel
-from aapa.engine.policy.names import Entry, entry, join, split
+from aapa.engine.policy.names import EMBEDDING, Entry, entry, join, problem_text, split, tensor_problems
 from aapa.engine.policy.parallel import Parallel
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A mapping of tensors that knows their shapes without reading them."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
 
 def local_entries(model: PolicyModel, hf: PretrainedConfig) -> Iterator[tuple[Entry, Tensor]]:
@@ -100,20 +108,22 @@ def load(
     """Give every local parameter its part of the whole tensors; the last stage's tied copy included.
 
     Raises:
-        ValueError: a tensor that is missing or has another shape, by name.
+        ValueError: tensors that are missing, unknown or of another shape, by name.
     """
+    problems = tensor_problems(hf, _shapes(whole))
+    if problems:
+        raise ValueError(problem_text(source, problems))
     for name, parameter in model.named_parameters():
         item = entry(name, _global_layer(model, name))
         if name == "output_layer.weight" and hf.tie_word_embeddings:
-            item = Entry(("model.embed_tokens.weight",), "vocabulary")
-        missing = [key for key in item.names if key not in whole]
-        if missing:
-            raise ValueError(f"{source}: expected a tensor {missing[0]!r}, got none")
-        if item.layout == "vocabulary" and whole[item.names[0]].shape[0] != hf.vocab_size:
-            rows = whole[item.names[0]].shape[0]
-            raise ValueError(f"{source}: expected {hf.vocab_size} rows in {item.names[0]!r}, got {rows}")
+            item = Entry((EMBEDDING,), "vocabulary")
         local = split(item, whole, hf, parallel.tensor_rank, parallel.tensor)
-        if local.shape != parameter.shape:
-            shapes = f"{tuple(parameter.shape)}, got {tuple(local.shape)}"
-            raise ValueError(f"{source}: expected {item.names} to give this rank a shape of {shapes}")
+        assert local.shape == parameter.shape, f"{name}: {tuple(local.shape)} is not {tuple(parameter.shape)}"
         put(parameter, local.to(parameter.device))
+
+
+def _shapes(whole: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...]]:
+    """Shapes by name; files tell them without reading the tensors."""
+    if isinstance(whole, Shaped):
+        return whole.shapes()
+    return {name: tuple(tensor.shape) for name, tensor in whole.items()}
