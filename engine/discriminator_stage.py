@@ -245,7 +245,7 @@ def open_trunk(run: Run, directory: Path, layer: int, logprob_features: bool = F
     check_layer(layer, layers)
     return FrozenModel(
         config,
-        SafetensorsWeights(directory, "discriminator.trunk"),
+        SafetensorsWeights(directory, "discriminator.trunk", config),
         run.parallel,
         run.policy.dtype,
         run.recipe.parallel.micro_batch_tokens,
@@ -265,8 +265,7 @@ def _trunk_directory(run: Run, settings: DiscriminatorTable) -> Path:
     before = [stage.name for stage in stages[: on_examples[0] if on_examples else len(stages)]]
     if before:
         return run.directory / "stages" / before[-1]
-    source = run.recipe.model.source
-    return run.directory / "stages" / "initial" if source == "scratch" else Path(source)
+    return run.initial_directory
 
 
 def policy_directory(run: Run) -> Path:
@@ -274,7 +273,7 @@ def policy_directory(run: Run) -> Path:
     settings = run.recipe.discriminator
     assert settings is not None
     if settings.fit_after == START:
-        return Path(run.recipe.model.source)
+        return run.initial_directory
     return run.directory / "stages" / str(settings.fit_after)
 
 

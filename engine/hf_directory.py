@@ -5,62 +5,97 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from aapa.engine.errors import UserError
+from aapa.engine.hf_weights import SHARD_BYTES, SafetensorsWeights, ShardWriter
+from aapa.engine.hub import TRAVELLING
+from aapa.engine.policy.families import config_problems
+from aapa.engine.policy.names import problem_text
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
-
-class SafetensorsWeights(Mapping[str, "Tensor"]):
-    """Tensors of a directory's safetensors files by name, read when asked for."""
-
-    def __init__(self, directory: Path, field: str = "model.source") -> None:
-        index = directory / "model.safetensors.index.json"
-        if index.exists():
-            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        else:
-            files = dict.fromkeys(_names(directory / "model.safetensors", field), "model.safetensors")
-        self._files = {name: directory / file for name, file in files.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+__all__ = ["Origin", "SafetensorsWeights", "read_config", "read_tokenizer", "replace_directory", "write_directory"]
 
 
-def _names(file: Path, field: str) -> list[str]:
-    if not file.is_file():
-        raise UserError(f"{field}: expected {file.name} or an index of shards in {file.parent}, got neither")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except SafetensorError as error:
-        raise UserError(f"{field}: expected a readable safetensors file, got {file}: {error}") from None
+@dataclass(frozen=True)
+class Origin:
+    """The directory that a policy began from: its config.json and files travel to every directory written of it.
+
+    Attributes:
+        files: their contents by relative path, read at the start: a run may outlast the directory.
+        types: type on disk of each tensor, by name.
+    """
+
+    directory: Path
+    files: Mapping[str, bytes]
+    types: Mapping[str, torch.dtype]
+
+    @staticmethod
+    def of(weights: SafetensorsWeights) -> Origin:
+        directory = weights.directory
+        found = [file for pattern in TRAVELLING for file in sorted(directory.glob(pattern)) if file.is_file()]
+        files = {file.relative_to(directory).as_posix(): file.read_bytes() for file in found}
+        return Origin(directory, files, weights.types())
 
 
 def read_config(directory: Path, field: str = "model.source") -> PretrainedConfig:
     """The model configuration of a directory.
 
     Raises:
-        UserError: no directory, or no config.json in it.
+        UserError: no directory, no config.json in it, or a model that the policy would not compute exactly.
     """
-    if not (directory / "config.json").is_file():
+    file = directory / "config.json"
+    if not file.is_file():
         raise UserError(f"{field}: expected a Hugging Face directory with config.json, got {str(directory)!r}")
-    return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    problems = config_problems(read_json(file, field))
+    if problems:
+        raise UserError(problem_text(f"{field}: {file}", problems))
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{field}: expected a configuration that transformers reads in {file}, got {why}") from None
+
+
+def read_json(file: Path, field: str) -> dict[str, Any]:
+    """A JSON object; UserError where the file holds none."""
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: expected JSON in {file}, got {error}") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{field}: expected a table in {file}, got {type(table).__name__}")
+    return table
+
+
+def read_tokenizer(directory: Path, config: PretrainedConfig, field: str = "model.source") -> PreTrainedTokenizerFast:
+    """The tokenizer of a directory.
+
+    Raises:
+        UserError: none, or one with more tokens than the model has embeddings.
+    """
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"{field}: expected tokenizer files in {directory}, got none; save the model's tokenizer there")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{field}: expected a tokenizer that transformers reads in {directory}, got {error}") from None
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{field}: expected at most vocab_size = {config.vocab_size} tokens in the tokenizer of {directory}, got "
+            f"{len(tokenizer)}; tokens that were added need rows of the embedding (resize_token_embeddings)"
+        )
+    return tokenizer
 
 
 def write_directory(
@@ -69,31 +104,68 @@ def write_directory(
     weights: Iterable[tuple[str, Tensor]],
     tokenizer: PreTrainedTokenizerFast | None,
     write: bool = True,
+    origin: Origin | None = None,
+    original_types: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a directory that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
     The weights may be a collective stream: every rank passes it in, and only the one with `write` keeps it. The
     directory appears whole or not at all.
+
+    Args:
+        origin: where the policy came from: its config.json, tokenizer, chat template and generation settings are
+            copied byte by byte, but for the type of the weights. Without one they are written from `config` and
+            `tokenizer`.
+        original_types: give each tensor the type that it has in the origin, rather than the one that it has here.
+        shard_bytes: most bytes of a file of weights.
     """
     if not write:
         for _ in weights:
             pass
         return
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}
     staging = directory.with_name(f".{directory.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
+    writer = ShardWriter(staging, shard_bytes)
+    dtypes = set()
+    for name, tensor in weights:
+        kept = tensor.to(origin.types[name]) if origin is not None and original_types else tensor
+        dtypes.add(kept.dtype)
+        writer.add(name, kept)
+    writer.close()
+    if origin is None:
+        _write_own_files(staging, config, tokenizer, next(iter(dtypes)))
+    else:
+        _write_files(staging, origin, None if original_types else next(iter(dtypes)))
+    replace_directory(staging, directory)
+
+
+def _write_own_files(
+    staging: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast | None, dtype: torch.dtype
+) -> None:
     config = config.__class__.from_dict(config.to_dict())
     config.architectures = config.architectures or [f"{type(config).__name__.removesuffix('Config')}ForCausalLM"]
-    config.dtype = next(iter(tensors.values())).dtype
+    config.dtype = dtype
     config.save_pretrained(staging)
     if tokenizer is not None:
         tokenizer.save_pretrained(staging)
         GenerationConfig(
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
         ).save_pretrained(staging)
-    replace_directory(staging, directory)
+
+
+def _write_files(staging: Path, origin: Origin, dtype: torch.dtype | None) -> None:
+    """The origin's files; config.json names `dtype` instead, under the key that it has (older ones: torch_dtype)."""
+    for name, content in origin.files.items():
+        (staging / name).parent.mkdir(exist_ok=True)
+        (staging / name).write_bytes(content)
+    if dtype is None:
+        return
+    table, name = json.loads(origin.files["config.json"]), str(dtype).removeprefix("torch.")
+    keys = [key for key in ("dtype", "torch_dtype") if key in table] or ["dtype"]
+    if any(table.get(key) != name for key in keys):
+        (staging / "config.json").write_text(json.dumps(table | dict.fromkeys(keys, name), indent=2) + "\n")
 
 
 def replace_directory(staging: Path, directory: Path) -> None:

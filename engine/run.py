@@ -13,6 +13,7 @@ import torch
 
 from aapa.engine.data import Sampler, TokenizedExample, tokenize
 from aapa.engine.examples import Task
+from aapa.engine.hf_directory import Origin, write_directory
 from aapa.engine.policy.frozen import FrozenModel
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
@@ -34,6 +35,7 @@ class Run:
 
     Attributes:
         engine: rollouts; on the leader of each replica only.
+        origin: where the policy was read from; None for one from scratch.
     """
 
     recipe: Recipe
@@ -43,7 +45,29 @@ class Run:
     tokenizer: PreTrainedTokenizerFast
     policy: MegatronPolicy
     engine: RolloutEngine | None
+    origin: Origin | None = None
     _splits: dict[str, list[TokenizedExample]] = field(default_factory=dict)
+
+    @property
+    def initial_directory(self) -> Path:
+        """The directory with the policy that the run begins with."""
+        return self.directory / "stages" / "initial" if self.origin is None else self.origin.directory
+
+    def write_policy(self, directory: Path, original_types: bool = False) -> None:
+        """Write the policy in Hugging Face format with what came along with its weights; a collective.
+
+        Args:
+            original_types: in the types that the weights were given in, rather than in the policy's own.
+        """
+        write_directory(
+            directory,
+            self.policy.hf,
+            self.policy.weights(),
+            self.tokenizer,
+            write=self.parallel.is_main,
+            origin=self.origin,
+            original_types=original_types,
+        )
 
     def sync_engine(self) -> None:
         """Send the policy's weights to the rollout engine."""

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config
 
 from aapa.engine.console import announce
 from aapa.engine.data import Sampler, TokenizedExample, tokenize, tokenize_corpus
 from aapa.engine.discriminator_stage import check_layer, delimiter_ids, open_scorer
 from aapa.engine.errors import UserError
-from aapa.engine.hf_directory import SafetensorsWeights, read_config, write_directory
+from aapa.engine.hf_directory import Origin, SafetensorsWeights, read_config, read_tokenizer
+from aapa.engine.hub import local_directory
 from aapa.engine.policy.frozen import FrozenModel, model_hash
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.recipe import ModelTable, Recipe, StageTable
+from aapa.engine.recipe.checks import checkpoint_problems
+from aapa.engine.recipe.problems import raise_problems
 from aapa.engine.reward_model import open_directory
 from aapa.engine.rewards import Rewards, load_function
 from aapa.engine.rollout import build_engine
@@ -34,15 +37,18 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
     """Task, tokenizer, policy and rollout engine of a recipe; writes nothing."""
     _check_layout(recipe, parallel)
     task = load_task(recipe.data.task, recipe.data.options)
-    source = None if recipe.model.source == "scratch" else Path(recipe.model.source)
-    if source is None:
+    origin = None
+    if recipe.model.source == "scratch":
         tokenizer = task.tokenizer()
         config: PretrainedConfig = scratch_config(recipe.model, tokenizer)
         weights: Mapping[str, Tensor] = scratch_weights(config, recipe.seed)
     else:
+        source = local_directory(recipe.model.source, parallel)
+        raise_problems(checkpoint_problems(recipe.parallel, str(source)), str(source))
         config = read_config(source)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        weights = SafetensorsWeights(source)
+        weights = SafetensorsWeights(source, config=config)
+        origin = Origin.of(weights)
+        tokenizer = read_tokenizer(source, config)
     _check_tokenizer(tokenizer)
     dtype = DTYPES[recipe.model.dtype]
     policy = MegatronPolicy(config, parallel, dtype)
@@ -53,13 +59,13 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
             recipe.rollout.engine,
             config,
             eos=tokenizer.eos_token_id,
-            pad=tokenizer.pad_token_id,
+            pad=padding_token(tokenizer),
             dtype=dtype,
             device=parallel.device,
             max_batch=recipe.rollout.max_batch,
             memory_limit_gb=recipe.rollout.memory_limit_gb,
         )
-    run = Run(recipe, directory, parallel, task, tokenizer, policy, engine)
+    run = Run(recipe, directory, parallel, task, tokenizer, policy, engine, origin)
     _check_evaluation(run)
     return run
 
@@ -74,8 +80,7 @@ def begin_directory(run: Run, fresh: bool) -> None:
         except OSError as error:
             raise UserError(f"output: expected a directory to write to, got {run.directory}: {error}") from None
     if fresh and run.recipe.model.source == "scratch":
-        initial = run.directory / "stages" / "initial"
-        write_directory(initial, run.policy.hf, run.policy.weights(), run.tokenizer, write=parallel.is_main)
+        run.write_policy(run.initial_directory)
     parallel.barrier()
 
 
@@ -167,14 +172,13 @@ def stage_start(run: Run, index: int) -> Path:
     """The directory with the weights that a stage starts from."""
     if index > 0:
         return run.directory / "stages" / run.recipe.stages[index - 1].name
-    if run.recipe.model.source != "scratch":
-        return Path(run.recipe.model.source)
-    return run.directory / "stages" / "initial"
+    return run.initial_directory
 
 
 def _reference(run: Run, directory: Path, scorer: Scorer | None) -> FrozenModel:
     """The frozen policy of the KL term; the discriminator's trunk where that is the same model."""
-    config, weights = read_config(directory), SafetensorsWeights(directory)
+    config = read_config(directory)
+    weights = SafetensorsWeights(directory, config=config)
     trunk = None if scorer is None else scorer.trunk
     if trunk is not None and trunk.model_hash == model_hash(config, weights):
         if run.parallel.is_main:
@@ -220,9 +224,14 @@ def scratch_weights(config: PretrainedConfig, seed: int) -> dict[str, Tensor]:
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     if len(tokenizer) == 0:
         raise UserError("model.source: expected a directory with a tokenizer, got none")
-    for name in ("eos_token_id", "pad_token_id"):
-        if getattr(tokenizer, name) is None:
-            raise UserError(f"tokenizer.{name}: expected a token, got none; set it in the tokenizer's directory")
+    if tokenizer.eos_token_id is None:
+        raise UserError("tokenizer.eos_token_id: expected a token, got none; set it in the tokenizer's directory")
+
+
+def padding_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """What fills up batches of rollouts, where nobody looks: Llama's tokenizers have no token for it."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def _check_layout(recipe: Recipe, parallel: Parallel) -> None:

@@ -21,7 +21,7 @@ from aapa.engine.course import StageCourse
 from aapa.engine.discriminator_stage import START, check_unchanged, fit_discriminator
 from aapa.engine.errors import Interrupted, TrainingFault, UserError
 from aapa.engine.evaluate import Evaluation, evaluate
-from aapa.engine.hf_directory import SafetensorsWeights, write_directory
+from aapa.engine.hf_directory import SafetensorsWeights
 from aapa.engine.metrics import MetricsLog, SampleLog
 from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.optimizer import MOMENTS, AdamSettings
@@ -110,8 +110,7 @@ class Trainer:
                 # A policy that was given is the one to compare with; one from scratch has nothing to show yet.
                 self._evaluate_final(stage, "start")
             self._stage(stage)
-        policy = self.run.policy
-        write_directory(self.run.directory / "final", policy.hf, policy.weights(), self.run.tokenizer, write=self.main)
+        self.run.write_policy(self.run.directory / "final", original_types=True)
         if self.main:
             assert self.metrics is not None and self.samples is not None
             self.metrics.close()
@@ -151,10 +150,9 @@ class Trainer:
 
     def _judge(self, stage: StageRun, figures: dict[str, float]) -> None:
         """Keep the policy if it is the stage's best so far, and end the stage if its stop rule says so."""
-        policy, table = self.run.policy, stage.table
+        table = stage.table
         if self.course.improves(table, figures, self.step):
-            best = self._best_directory(table.name, self.step)
-            write_directory(best, policy.hf, policy.weights(), self.run.tokenizer, write=self.main)
+            self.run.write_policy(self._best_directory(table.name, self.step))
             self.run.parallel.barrier()
         if self.course.stops(table, figures) and self.main:
             announce(f"{table.name}: ended by its stop rule after step {self.step}")
@@ -182,13 +180,7 @@ class Trainer:
                 announce(f"{name}: goes on with the policy of step {self.course.best_step}, its best")
         if self.discriminator_hash is not None:
             check_unchanged(self.run, self.discriminator_hash)
-        write_directory(
-            self.run.directory / "stages" / name,
-            policy.hf,
-            policy.weights(),
-            self.run.tokenizer,
-            write=self.main,
-        )
+        self.run.write_policy(self.run.directory / "stages" / name)
         self.run.parallel.barrier()
         self.course = StageCourse(stopped=True)
         self._save()  # what follows takes a while, and may be killed

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aapa.engine.hub import is_hub_name
+from aapa.engine.policy.families import config_problems
 from aapa.engine.recipe.discriminator_checks import kind_problems, reward_model_problems
 from aapa.engine.recipe.objective import load_dotted, objective_kind
 from aapa.engine.recipe.problems import Problem, at, short
@@ -191,20 +193,32 @@ def _config_file(directory: str) -> Path:
 
 
 def _checkpoint_problems(recipe: Recipe) -> list[Problem]:
-    """The checkpoint's own shape must suit the parallel layout."""
-    source, file = recipe.model.source, _config_file(recipe.model.source)
-    if not file.is_file():
-        text = f"expected 'scratch' or a directory holding config.json, got {short(source)}"
+    """A model that is there must be one that can be trained, in this parallel layout; one of the hub is seen later."""
+    source = recipe.model.source
+    if is_hub_name(source):
+        return []
+    if not _config_file(source).is_file():
+        text = f"expected 'scratch', a directory holding config.json or OWNER/NAME on the hub, got {short(source)}"
         return [at("model.source", text)]
+    return checkpoint_problems(recipe.parallel, source)
+
+
+def checkpoint_problems(parallel: ParallelTable, directory: str) -> list[Problem]:
+    """What keeps the model of a directory from being trained in a parallel layout, told from its config.json."""
+    file = _config_file(directory)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        heads = int(config["num_attention_heads"])
-        shape = {
-            "num_attention_heads": heads,
-            "num_key_value_heads": int(config.get("num_key_value_heads") or heads),
-            "intermediate_size": int(config["intermediate_size"]),
-            "num_layers": int(config["num_hidden_layers"]),
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return [at("model.source", f"expected a readable model configuration in {file}, got {error!r}")]
-    return _parallel_problems(recipe.parallel, shape)
+    if not isinstance(config, dict):
+        return [at("model.source", f"expected a table in {file}, got {short(config)}")]
+    if problems := config_problems(config):
+        return [at("model.source", f"{file}: {problem}") for problem in problems]
+    heads = config["num_attention_heads"]
+    shape = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "intermediate_size": config["intermediate_size"],
+        "num_layers": config["num_hidden_layers"],
+    }
+    return _parallel_problems(parallel, shape)

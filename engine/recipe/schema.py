@@ -71,7 +71,7 @@ class ModelTable(Table):
     """The policy's architecture, or where its weights come from."""
 
     source: Text = "scratch"
-    """"scratch", or a Hugging Face checkpoint directory, whose config.json then decides the shape below."""
+    """"scratch", a Hugging Face directory, or OWNER/NAME[@REVISION] on the hub, whose config.json decides the shape."""
     dtype: Literal["float32"] = "float32"
     """Type of parameters, activations and gradients."""
     hidden_size: Count = 160

@@ -21,6 +21,9 @@ rewards = [{ function = "math:sqrt" }]
 objective = { kind = "grpo" }
 """
 CONFIG = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "intermediate_size": 3072,
@@ -70,17 +73,36 @@ def test_key_value_heads_default_to_heads(problems: Problems, tmp_path: Path) ->
     assert problems(f"--model.source={source}", "--parallel.tensor", "16") == []
 
 
-@pytest.mark.parametrize("config", ["{", "[]", "{}", '{"num_attention_heads": "many"}'])
-def test_an_unreadable_configuration(problems: Problems, tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ("{", "expected a readable model configuration in {file}"),
+        ("[]", "expected a table in {file}"),
+        ("{}", "{file}: expected model_type 'llama' or 'qwen3', got None"),
+        (CONFIG | {"num_attention_heads": "many"}, "{file}: expected num_attention_heads in config.json to be a whole"),
+    ],
+)
+def test_an_unreadable_configuration(problems: Problems, tmp_path: Path, config: Any, wanted: str) -> None:
     source = checkpoint(tmp_path / "model", config)
     (line,) = problems(f"--model.source={source}")
-    assert "model.source: expected a readable model configuration in " in line
+    assert "model.source: " + wanted.format(file=source / "config.json") in line
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B@refs/pr/1"])
+def test_a_name_on_the_hub_is_looked_up_later(problems: Problems, name: str) -> None:
+    assert problems("--model.source", name) == []
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./a/b", "/a/b", "a/b/c", "a/b@", "~/model"])
+def test_what_is_no_name_on_the_hub(problems: Problems, name: str) -> None:
+    (line,) = problems("--model.source", name)
+    assert "model.source: expected 'scratch', a directory holding config.json or OWNER/NAME on the hub, got" in line
 
 
 def test_directories_that_are_not_there(problems: Problems, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     (line,) = problems(f"--model.source={missing}")
-    assert "model.source: expected 'scratch' or a directory holding config.json, got" in line
+    assert "model.source: expected 'scratch', a directory holding config.json or OWNER/NAME on the hub, got" in line
     (line,) = problems(f"--discriminator.source={missing}")
     assert "discriminator.source: expected a directory, got" in line
     (line,) = problems(f"--discriminator.trunk={missing}", "--discriminator.fit_after", "rl")
