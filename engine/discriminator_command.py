@@ -195,7 +195,7 @@ def _score_texts(
         layers, layer = int(config.num_hidden_layers), facts["layer"]
         trunk = FrozenModel(
             config,
-            SafetensorsWeights(directory, "discriminator.trunk"),
+            SafetensorsWeights(directory, "discriminator.trunk", config),
             parallel,
             torch.float32,
             BATCH_TOKENS,

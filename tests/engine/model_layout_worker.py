@@ -1,7 +1,7 @@
 """Started by torchrun: models from their directories into the policy at a layout, and out again.
 
 model_layout_worker.py TENSOR PIPELINE SOURCES OUTPUT: every directory in SOURCES comes out under its name in OUTPUT,
-with its log-probs beside it.
+with its log-probs, gradients of SFT and their norm beside it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import models
 
+from aapa import SFT
 from aapa.engine.hf_directory import Origin, SafetensorsWeights, read_config, write_directory
 from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.megatron import MegatronPolicy
+from aapa.engine.policy.optimizer import AdamSettings
 from aapa.engine.policy.parallel import Parallel
+from aapa.engine.policy.stream import stream
 from aapa.packing import pack
 
 
@@ -39,8 +42,15 @@ def pass_through(source: Path, output: Path, parallel: Parallel) -> None:
         original_types=True,
         shard_bytes=9_000,
     )
+    exact = MegatronPolicy(config, parallel, torch.float64)
+    exact.load_weights(weights)
+    batches = pack(models.sequences()[parallel.data_rank :: parallel.data], 1000, SFT())
+    exact.gradients(batches, SFT())
+    gradients = dict(stream(exact.model, config, parallel, lambda parameter: parameter.main_grad.clone()))
+    policy.start_stage(AdamSettings(clip_grad=0.0))
+    norm = torch.tensor(policy.train_step(batches, SFT(), 0.0).grad_norm)
     if parallel.is_main:
-        save_file({"logprob": logprob}, output.with_suffix(".logprob"))
+        save_file(gradients | {"logprob": logprob, "norm": norm}, output.with_suffix(".figures"))
 
 
 def main(tensor: int, pipeline: int, sources: Path, output: Path) -> None:

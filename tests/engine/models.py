@@ -110,3 +110,10 @@ def sequences() -> list[Sequence]:
         Sequence(*(torch.randint(2, VOCABULARY, (size,), generator=g) for size in (prompt, response)), "expert")
         for prompt, response in shapes
     ]
+
+
+def response_log_probs(model, sequence: Sequence) -> torch.Tensor:
+    """[R] transformers' log-probs of the response's tokens, in the model's type."""
+    tokens = torch.cat([sequence.prompt, sequence.response])[None]
+    logits = model(tokens).logits[0, len(sequence.prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, sequence.response[:, None])[:, 0]

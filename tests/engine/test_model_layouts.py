@@ -1,4 +1,4 @@
-"""Models in and out at TP = 2 and PP = 2, in real processes over gloo: the same bytes and the same log-probs."""
+"""Models in and out at TP = 2 and PP = 2, in real processes over gloo: the same bytes, log-probs and gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sources(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
-def test_the_round_trip_is_bit_identical(tensor, pipeline, sources, launch, tmp_path):
+def test_models_go_in_and_out_unchanged(tensor, pipeline, sources, launch, tmp_path):
     launch("model_layout_worker.py", tensor * pipeline, tensor, pipeline, sources, tmp_path)
     for source in sorted(sources.iterdir()):
         out = tmp_path / source.name
@@ -39,7 +39,9 @@ def test_the_round_trip_is_bit_identical(tensor, pipeline, sources, launch, tmp_
             assert torch.equal(got[name].view(torch.uint8), tensor_.view(torch.uint8)), (source.name, name)
         for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
             assert (out / name).read_bytes() == (source / name).read_bytes()
-        compare_log_probs(load_file(tmp_path / f"{source.name}.logprob")["logprob"], source)
+        figures = load_file(tmp_path / f"{source.name}.figures")
+        compare_log_probs(figures.pop("logprob"), source)
+        compare_gradients(figures, source)
 
 
 def compare_log_probs(got: torch.Tensor, source: Path) -> None:
@@ -54,3 +56,17 @@ def compare_log_probs(got: torch.Tensor, source: Path) -> None:
         want = table[first:last].gather(1, sequence.response[:, None])[:, 0]
         torch.testing.assert_close(got[start + first : start + last], want, rtol=1e-5, atol=1e-5, msg=source.name)
         start += len(tokens)
+
+
+def compare_gradients(figures: dict[str, torch.Tensor], source: Path) -> None:
+    """Against autograd through transformers in float64, which rounds rotary angles to float32."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64)
+    rows = models.sequences()
+    tokens = sum(len(row.response) for row in rows)
+    (sum(-models.response_log_probs(model, row).sum() for row in rows) / tokens).backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    assert float(figures.pop("norm")) == pytest.approx(float(norm), rel=1e-5), source.name
+    want = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert figures.keys() == want.keys()
+    for name, grad in figures.items():
+        torch.testing.assert_close(grad, want[name], rtol=1e-5, atol=2e-6, msg=f"{source.name} {name}")

@@ -190,19 +190,13 @@ def test_gradients_equal_transformers_autograd(family, name, parallel):
     policy.load_weights(models.model(hf, torch.float64).state_dict())
     model, rows = models.model(hf, torch.float64), models.sequences()
     tokens = sum(len(row.response) for row in rows)
-    loss = sum(-log_probs_64(model, row).sum() for row in rows) / tokens
+    loss = sum(-models.response_log_probs(model, row).sum() for row in rows) / tokens
     loss.backward()
     policy.gradients(pack(rows, 200, SFT()), SFT())
     want = {key: parameter.grad for key, parameter in model.named_parameters()}
     for key, grad in stream(policy.model, hf, parallel, lambda p: p.main_grad):
         # transformers computes rotary angles in float32
         torch.testing.assert_close(grad, want[key], rtol=1e-5, atol=2e-6, msg=key)
-
-
-def log_probs_64(model, sequence: Sequence) -> torch.Tensor:
-    tokens = torch.cat([sequence.prompt, sequence.response])[None]
-    logits = model(tokens).logits[0, len(sequence.prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(1, sequence.response[:, None])[:, 0]
 
 
 def test_biases_are_trained_but_not_decayed(parallel):
@@ -219,7 +213,7 @@ def test_biases_are_trained_but_not_decayed(parallel):
     for _ in range(2):
         policy.train_step(pack(rows, 200, SFT()), SFT(), 1e-2)
         adam.zero_grad()
-        (sum(-log_probs_64(model, row).sum() for row in rows) / tokens).backward()
+        (sum(-models.response_log_probs(model, row).sum() for row in rows) / tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
     after = dict(model.named_parameters())
