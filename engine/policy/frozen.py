@@ -23,7 +23,6 @@ CONFIGURATION = (
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
-    "attention_bias",
     "rms_norm_eps",
     "rope_parameters",
 )

@@ -107,7 +107,11 @@ class TransformersEngine:
             attention_mask=attention.to(self.device),
             logits_processor=LogitsProcessorList([sampling]),
             generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self.eos, pad_token_id=self.pad
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self.eos,
+                pad_token_id=self.pad,
+                use_cache=True,  # checkpoints saved while training often say false, which only makes this slow
             ),
         )
         logprob_BR = torch.stack(sampling.logprobs, dim=1).float().cpu()
