@@ -232,17 +232,22 @@ def sentence_table(run: Run) -> SentenceTable:
     return build_sentence_table(run.tokenizer, vocab_size=run.policy.hf.vocab_size)
 
 
-def check_layer(layer: int, layers: int) -> None:
-    """Refuse a layer that a model of so many does not have."""
+def check_layer(layer: int, layers: int, pipeline: int) -> None:
+    """Refuse a layer that a model of so many does not have, or one at which pipeline stages cannot be equally long."""
     if not -layers <= layer <= layers or layer == 0:
         raise UserError(f"discriminator.layer: expected -{layers} … -1 or 1 … {layers}, got {layer}")
+    depth = layer if layer > 0 else layers + 1 + layer
+    if depth % pipeline:
+        raise UserError(
+            f"discriminator.layer: expected as many layers as parallel.pipeline = {pipeline} divides, got {depth}"
+        )
 
 
 def open_trunk(run: Run, directory: Path, layer: int, logprob_features: bool = False) -> FrozenModel:
     """The frozen model in a Hugging Face directory; its layer counts from the end if negative."""
     config = read_config(directory, "discriminator.trunk")
     layers = int(config.num_hidden_layers)
-    check_layer(layer, layers)
+    check_layer(layer, layers, run.parallel.pipeline)
     return FrozenModel(
         config,
         SafetensorsWeights(directory, "discriminator.trunk", config),
