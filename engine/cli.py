@@ -117,6 +117,10 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     recipe = load_recipe(arguments.recipe, overrides)
     output = arguments.output or recipe.directory()
     if arguments.check:
+        from aapa.engine.check import check_run
+
+        for line in check_run(recipe):
+            print(line)
         stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"
         print(f"{arguments.recipe}: ok, {stages}, run directory {output}")
         return
@@ -188,7 +192,7 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe of the package")
     train.add_argument("--output", type=Path, metavar="DIR", help="run directory (default: runs/<name>)")
-    train.add_argument("--check", action="store_true", help="validate the recipe and stop")
+    train.add_argument("--check", action="store_true", help="validate recipe, model, rows and rewards, and stop")
     if reference:
         train.epilog = _train_epilog()
 

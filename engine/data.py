@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -29,8 +31,52 @@ class TokenizedExample:
     experts: tuple[list[int], ...]
 
 
+def tokenized(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, max_length: int, split: str
+) -> Sequence[TokenizedExample]:
+    """Token ids of examples: all at once of a list, and else of each when it is asked for."""
+    if isinstance(examples, list):
+        return tokenize(examples, tokenizer, max_length, split)
+    return TokenizedRows(examples, tokenizer, max_length, split)
+
+
+class TokenizedRows(Sequence[TokenizedExample]):
+    """Examples of files, tokenized when a step asks for them; the last ones asked for are kept."""
+
+    KEPT = 2048
+
+    def __init__(
+        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, max_length: int, split: str
+    ) -> None:
+        self.examples, self.tokenizer, self.max_length, self.split = examples, tokenizer, max_length, split
+        self._kept: OrderedDict[int, TokenizedExample] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> TokenizedRows: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | TokenizedRows:
+        if isinstance(index, slice):
+            return TokenizedRows(self.examples[index], self.tokenizer, self.max_length, self.split)
+        if index not in self._kept:
+            example = self.examples[index]
+            (self._kept[index],) = tokenize(
+                [example], self.tokenizer, self.max_length, self.split, needs_experts=bool(example.experts)
+            )
+            if len(self._kept) > self.KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[index]
+
+
 def tokenize(
-    examples: list[Example], tokenizer: PreTrainedTokenizerFast, max_length: int, split: str
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    split: str,
+    needs_experts: bool = True,
 ) -> list[TokenizedExample]:
     """Token ids of examples.
 
@@ -54,9 +100,9 @@ def tokenize(
         place = f"data.{split}[{example.id}]"
         if not prompt:
             raise UserError(f"{place}.prompt: expected at least one token, got {example.prompt!r}")
-        if not responses:
+        if not responses and needs_experts:
             raise UserError(f"{place}.experts: expected at least one response, got none")
-        longest = len(prompt) + max(map(len, responses))
+        longest = len(prompt) + max(map(len, responses), default=0)
         if longest > max_length:
             raise UserError(f"{place}: expected at most {max_length} tokens with its expert, got {longest}")
         tokenized.append(TokenizedExample(example, prompt, responses))
@@ -78,7 +124,7 @@ class Sampler:
 
     def __init__(self, size: int, seed: int, name: str) -> None:
         if size < 1:
-            raise UserError(f"data.options: expected at least one {name} example, got none")
+            raise UserError(f"data: expected at least one {name} example, got none")
         self.size = size
         self._entropy = [seed, *name.encode()]
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
@@ -86,6 +132,10 @@ class Sampler:
     def batch(self, step: int, count: int) -> list[int]:
         """Indices of the step's examples; a batch may run over the end of an epoch."""
         return [self._at(step * count + offset) for offset in range(count)]
+
+    def epochs(self, step: int, count: int) -> list[int]:
+        """How often each of the step's examples was drawn before."""
+        return [(step * count + offset) // self.size for offset in range(count)]
 
     def _at(self, draw: int) -> int:
         epoch, place = divmod(draw, self.size)

@@ -16,7 +16,7 @@ from aapa.discriminator import Comparison, Discriminator, ExpertCache, PolarDisc
 from aapa.discriminator.quality import score_histogram
 from aapa.discriminator.store import load_card, read_record
 from aapa.engine.console import announce
-from aapa.engine.data import TokenizedExample, tokenize
+from aapa.engine.data import TokenizedExample, tokenized
 from aapa.engine.discriminator_stage import (
     Drift,
     discriminator_directory,
@@ -87,7 +87,7 @@ def refresh(recipe: Recipe, run_directory: Path, limits: DriftLimits) -> None:
     with _opened(recipe, run_directory) as run:
         directory = discriminator_directory(run)
         scorer = open_scorer(run, anchor)
-        examples = tokenize(run.task.examples("train"), run.tokenizer, run.policy.hf.max_position_embeddings, "train")
+        examples = tokenized(run.task.examples("train"), run.tokenizer, run.policy.hf.max_position_embeddings, "train")
         computed = _embed(scorer, examples)
         if scorer.trunk is None:
             announce(f"experts: {len(examples)} fit the reward model, which reads them with each response")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from aapa.batch import Sequence
 from aapa.engine.data import TokenizedExample
+from aapa.engine.data_files import FileTask
 from aapa.engine.errors import UserError
 from aapa.engine.metrics import Sample, ScoredSentence
 from aapa.engine.rollout import Rollout, sample_seed
@@ -27,7 +30,8 @@ class Evaluation:
 
     Attributes:
         figures: pass_rate, pass_rate_low, pass_rate_high, in_language, true_quality, proxy_reward, length_ratio,
-            distinct_2, truncated, expert_logprob (mean per token).
+            distinct_2, truncated, expert_logprob (mean per token); reward and reward_failed with rows of one's own;
+            those that need a judge, or experts, only where there are some.
         samples: the first responses, with sentence scores where there is a discriminator.
     """
 
@@ -38,7 +42,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run, data: list[TokenizedExample], split: str, scorer: Scorer | None, stage: str, step: int
+    run: Run, data: Rows[TokenizedExample], split: str, scorer: Scorer | None, stage: str, step: int
 ) -> Evaluation:
     """Sample one response per prompt and judge it; a collective, equal on all ranks.
 
@@ -50,15 +54,15 @@ def evaluate(
     seeds = [sample_seed(settings.seed, split, example.example.id) for example in mine]
     rollouts = run.generate([e.prompt for e in mine], seeds, run.recipe.rollout.max_new_tokens, settings.temperature)
     texts = [run.text(rollout.response) for rollout in rollouts]
-    verdicts = run.task.judge([e.example for e in mine], texts, [r.finished for r in rollouts])
-    _check_verdicts(verdicts, len(texts))
+    verdicts = run.parallel.from_leader(_judge(run, mine, texts, rollouts) if run.parallel.is_leader else None)
+    _check_verdicts(run, verdicts, len(texts))
     parts = run.parallel.gather_over_data(
         {
             "place": share,
             "text": texts,
             "length": [len(r.response) for r in rollouts],
             "truncated": [float(not r.finished) for r in rollouts],
-            "expert_length": [len(e.experts[0]) for e in mine],
+            "expert_length": [len(e.experts[0]) if e.experts else 0 for e in mine],
             "expert_logprob": _expert_logprobs(run, mine),
             **{f"verdict/{name}": values for name, values in verdicts.items()},
         }
@@ -68,7 +72,16 @@ def evaluate(
     return Evaluation(split, len(data), _figures(columns), samples)
 
 
-def _check_verdicts(verdicts: dict[str, list[float]], count: int) -> None:
+def _judge(run: Run, data: list[TokenizedExample], texts: list[str], rollouts: list[Rollout]) -> dict[str, list[float]]:
+    examples, finished = [e.example for e in data], [r.finished for r in rollouts]
+    if isinstance(run.task, FileTask):
+        return run.task.judge(examples, texts, finished, [r.response for r in rollouts])
+    return run.task.judge(examples, texts, finished)
+
+
+def _check_verdicts(run: Run, verdicts: dict[str, list[float]], count: int) -> None:
+    if isinstance(run.task, FileTask):
+        return  # rewards are any numbers, and there may be no functions to judge
     if "constraints" not in verdicts:
         raise UserError(f"data.task.judge: expected verdicts under 'constraints', got {sorted(verdicts)}")
     for name, values in verdicts.items():
@@ -88,18 +101,25 @@ def _figures(columns: dict[str, list[Any]]) -> dict[str, float]:
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    passed = columns["verdict/constraints"]
-    low, high = wilson_interval(int(sum(passed)), len(passed))
+    count = len(columns["text"])
+    figures: dict[str, float] = {}
+    passed = columns.get("verdict/constraints", [])
+    if passed:
+        low, high = wilson_interval(int(sum(passed)), count)
+        figures = {"pass_rate": mean(passed), "pass_rate_low": low, "pass_rate_high": high}
     tokens = sum(columns["expert_length"])
-    figures = {
-        "pass_rate": mean(passed),
-        "pass_rate_low": low,
-        "pass_rate_high": high,
-        "length_ratio": sum(columns["length"]) / tokens,
-        "distinct_2": distinct_n(columns["text"], 2, words=WORD_BUDGET_PER_PROMPT * len(passed)),
-        "truncated": mean(columns["truncated"]),
-        "expert_logprob": sum(columns["expert_logprob"]) / tokens,
-    }
+    if tokens:
+        compared = [n for n, expert in zip(columns["length"], columns["expert_length"], strict=True) if expert]
+        figures["length_ratio"] = sum(compared) / tokens
+    figures["distinct_2"] = distinct_n(columns["text"], 2, words=WORD_BUDGET_PER_PROMPT * count)
+    figures["truncated"] = mean(columns["truncated"])
+    if tokens:
+        figures["expert_logprob"] = sum(columns["expert_logprob"]) / tokens
+    if "verdict/reward" in columns:
+        known = [value for value in columns["verdict/reward"] if not math.isnan(value)]
+        figures["reward_failed"] = 1.0 - len(known) / count
+        if known:
+            figures["reward"] = mean(known)
     if "verdict/in_language" in columns:
         in_language = columns["verdict/in_language"]
         figures["in_language"] = mean(in_language)
@@ -110,14 +130,24 @@ def _figures(columns: dict[str, list[Any]]) -> dict[str, float]:
 
 
 def _expert_logprobs(run: Run, data: list[TokenizedExample]) -> list[float]:
-    """Sum of the log-probs of each example's first expert response under the policy, at temperature 1."""
-    sequences = [Sequence(torch.tensor(e.prompt), torch.tensor(e.experts[0]), "expert") for e in data]
-    batches = pack(sequences, run.recipe.parallel.micro_batch_tokens)
+    """Sum of the log-probs of each example's first expert response under the policy, at temperature 1; 0 without."""
+    places = [place for place, example in enumerate(data) if example.experts]
     sums = [0.0] * len(data)
+    if not places:
+        return sums
+    sequences = [Sequence(torch.tensor(data[i].prompt), torch.tensor(data[i].experts[0]), "expert") for i in places]
+    batches = pack(sequences, run.recipe.parallel.micro_batch_tokens)
     for batch, (logprob_T, _) in zip(batches, run.policy.logprobs(batches), strict=True):
         for index, values in zip(batch.index_N, batch.responses(logprob_T), strict=True):
-            sums[index] = float(values.double().sum())
+            sums[places[index]] = float(values.double().sum())
     return sums
+
+
+def _sample_reward(verdicts: dict[str, list[float]], index: int) -> float | None:
+    for name in ("reward", "proxy"):
+        if name in verdicts and not math.isnan(verdicts[name][index]):
+            return verdicts[name][index]
+    return None
 
 
 def _samples(
@@ -151,9 +181,9 @@ def _samples(
             step=step,
             prompt=example.example.prompt,
             response=run.text(rollouts[i].response),
-            expert=example.example.experts[0],
-            reward=verdicts["proxy"][i] if "proxy" in verdicts else None,
-            passed=bool(verdicts["constraints"][i]),
+            expert=example.example.experts[0] if example.example.experts else "",
+            reward=_sample_reward(verdicts, i),
+            passed=bool(verdicts["constraints"][i]) if "constraints" in verdicts else None,
             sentences=sentences[i],
         )
         for i, example in enumerate(data)

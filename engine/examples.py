@@ -20,6 +20,10 @@ class Example:
     experts: tuple[str, ...]
     columns: Mapping[str, Any]
     """Passed to reward functions, one list per column."""
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    """A conversation that `prompt` was rendered from; reward functions get it in place of the text."""
+    row_prompt: str | None = None
+    """The text that `prompt` was made from, where the two differ; reward functions get it."""
 
 
 class Task(Protocol):
@@ -27,7 +31,7 @@ class Task(Protocol):
 
     name: str
 
-    def examples(self, split: str) -> list[Example]:
+    def examples(self, split: str) -> Sequence[Example]:
         """Return the examples of `"train"`, `"dev"`, `"test"` or `"held_out"`."""
 
     def corpus(self) -> list[str]:

@@ -129,7 +129,8 @@ def _rollout_share(run: Run, stage: StageRun, batch: RolloutBatch) -> dict[str, 
         "rewards": batch.rewards if stage.table.objective.needs_rewards else [],
         "group_size": size,
         "lengths": [len(rollout.response) for rollout in batch.rollouts],
-        "expert_lengths": [len(example.experts[0]) for example in batch.examples],
+        "expert_lengths": [len(example.experts[0]) for example in batch.examples if example.experts],
+        "logged": list(stage.logged),
         "truncated": [not rollout.finished for rollout in batch.rollouts],
         "distinct_2": distinct_n(texts, 2),
         "similarity": group_similarity([texts[i : i + size] for i in range(0, len(texts), size)]),
@@ -148,11 +149,16 @@ def _rollout_figures(shares: list[dict[str, Any]]) -> dict[str, Any]:
     lengths, expert = every("lengths"), every("expert_lengths")
     figures: dict[str, Any] = {
         "response/length": sum(lengths) / len(lengths),
-        "response/length_ratio": sum(lengths) / sum(expert),
         "response/truncated": sum(every("truncated")) / len(lengths),
         "response/distinct_2": sum(share["distinct_2"] for share in shares) / len(shares),
         "response/similarity": sum(share["similarity"] for share in shares) / len(shares),
     }
+    if len(expert) == len(lengths):
+        figures["response/length_ratio"] = sum(lengths) / sum(expert)
+    logged: dict[str, list[float]] = {}
+    for name, value in every("logged"):
+        logged.setdefault(name, []).append(value)
+    figures |= {f"reward/{name}": sum(values) / len(values) for name, values in logged.items()}
     size = shares[0]["group_size"]
     rewards = [share["rewards"][i : i + size] for share in shares for i in range(0, len(share["rewards"]), size)]
     if rewards:
@@ -170,6 +176,7 @@ def _reward_figures(groups: list[list[float]]) -> dict[str, Any]:
         "reward/std": float(values.std(correction=0)),
         "reward/zero_variance": sum(len(set(group)) <= 1 for group in known) / len(groups),
         "reward/masked": 1.0 - len(values) / sum(map(len, groups)),
+        "reward/failed": sum(map(len, groups)) - len(values),
     }
 
 

@@ -68,6 +68,7 @@ COLUMNS = (
     Column("in_language", "in language", _number(3), "share of responses in the expert's language"),
     Column("true_quality", "both", _number(3), "constraints met and in the expert's language"),
     Column("proxy_reward", "proxy reward", _number(3), "the reward trained on, where it is a proxy"),
+    Column("reward", "reward", _number(3), "mean weighted sum of the reward functions"),
     Column("length_ratio", "length ratio", _number(2), "response length over the expert's"),
     Column("distinct_2", "distinct-2", _number(3), "distinct word bigrams over all, on a budget of words"),
     Column("expert_logprob_drift", "expert log-prob drift", _number(3, "+"), "change of the experts' log-prob"),
@@ -112,7 +113,7 @@ def lay_out(rows: Sequence[Row]) -> Table:
         if not isinstance(row, Mapping):
             raise ValueError(f"rows.{place}: expected a table of figures, got {type(row).__name__}")
     present = [column for column in COLUMNS if any(not _absent(row.get(column.key)) for row in rows)]
-    optional = ("run", "pass_rate_ci")
+    optional = ("run", "pass_rate_ci", "reward")
     absent = [column.heading for column in COLUMNS if column not in present and column.key not in optional]
     common = []
     for column in [column for column in present if column.key in _COMMON]:

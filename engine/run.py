@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from aapa.engine.data import Sampler, TokenizedExample, tokenize
+from aapa.engine.data import Sampler, TokenizedExample, tokenized
 from aapa.engine.examples import Task
 from aapa.engine.hf_directory import Origin, write_directory
 from aapa.engine.policy.frozen import FrozenModel
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.recipe import Recipe, StageTable
-from aapa.engine.rewards import Rewards
+from aapa.engine.reward_process import Bounds
+from aapa.engine.rewards import FailureWindow, RewardPool, Rewards
 from aapa.engine.rollout import Rollout, RolloutEngine, sample_seed
 from aapa.engine.scoring import Scorer
 
@@ -36,6 +37,7 @@ class Run:
     Attributes:
         engine: rollouts; on the leader of each replica only.
         origin: where the policy was read from; None for one from scratch.
+        pool: reward functions; used on the leader of each replica only.
     """
 
     recipe: Recipe
@@ -46,7 +48,11 @@ class Run:
     policy: MegatronPolicy
     engine: RolloutEngine | None
     origin: Origin | None = None
-    _splits: dict[str, list[TokenizedExample]] = field(default_factory=dict)
+    pool: RewardPool = field(init=False)
+    _splits: dict[str, Sequence[TokenizedExample]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pool = RewardPool(Bounds(self.recipe.rewards.timeout, self.recipe.rewards.memory_gb))
 
     @property
     def initial_directory(self) -> Path:
@@ -90,11 +96,11 @@ class Run:
         """This replica's share of a global batch; a group never leaves its replica."""
         return indices[self.parallel.data_rank :: self.parallel.data]
 
-    def evaluation_data(self, split: str, count: int) -> list[TokenizedExample]:
+    def evaluation_data(self, split: str, count: int) -> Sequence[TokenizedExample]:
         """The first `count` examples of a split, tokenized once."""
         if split not in self._splits:
             longest = self.policy.hf.max_position_embeddings
-            self._splits[split] = tokenize(self.task.examples(split), self.tokenizer, longest, split)
+            self._splits[split] = tokenized(self.task.examples(split), self.tokenizer, longest, split)
         return self._splits[split][:count]
 
     def text(self, response: list[int]) -> str:
@@ -111,18 +117,22 @@ class StageRun:
             the experts, where their batch is drawn on its own.
         reference: frozen policy of the KL term, where the objective has one.
         scorer: the discriminator at work, where the objective has an anchor.
+        failures: ends the run where too many samples have no reward.
+        times, logged: seconds of each phase, and what reward functions logged, in the current step.
     """
 
     index: int
     table: StageTable
-    data: list[TokenizedExample]
+    data: Sequence[TokenizedExample]
     sampler: Sampler
     refills: Sampler
     experts: Sampler
     rewards: Rewards
     reference: FrozenModel | None
     scorer: Scorer | None
+    failures: FailureWindow
     times: dict[str, float] = field(default_factory=dict)
+    logged: list[tuple[str, float]] = field(default_factory=list)
 
     def shares_reference(self, run: Run) -> bool:
         """Whether the KL reference is the discriminator's trunk, and one pass gives its log-probs and its states."""

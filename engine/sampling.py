@@ -103,22 +103,33 @@ def _round(run: Run, stage: StageRun, step: int, drawn: list[int], first_place: 
     with stage.timed("rollout"):
         prompts = [example.prompt for example in examples]
         rollouts = run.generate(prompts, seeds, settings.max_new_tokens, settings.temperature)
-    rewards = _rewards(run, stage, examples, rollouts)
+    rewards, logged = _rewards(run, stage, step, examples, rollouts)
+    stage.logged += logged
     return [
         Group(first_place + place, index, rollouts[k * size : (k + 1) * size], rewards[k * size : (k + 1) * size])
         for k, (place, index) in enumerate(zip(mine, indices, strict=True))
     ]
 
 
-def _rewards(run: Run, stage: StageRun, examples: list[TokenizedExample], rollouts: list[Rollout]) -> list[float]:
+def _rewards(
+    run: Run, stage: StageRun, step: int, examples: list[TokenizedExample], rollouts: list[Rollout]
+) -> tuple[list[float], list[tuple[str, float]]]:
+    """Reward of each rollout, and what the functions gave to `log_metric`."""
     if not stage.table.objective.needs_rewards:
-        return [0.0] * len(rollouts)
+        return [0.0] * len(rollouts), []
     with stage.timed("reward"):
         rewards: list[float] = []
         if run.parallel.is_leader:
             texts = [run.text(rollout.response) for rollout in rollouts]
-            rewards = stage.rewards([e.example for e in examples], texts, [r.finished for r in rollouts])
-        return run.parallel.from_leader(rewards)
+            rewards = stage.rewards(
+                [e.example for e in examples],
+                texts,
+                [r.finished for r in rollouts],
+                [r.response for r in rollouts],
+                step,
+                stage.table.steps,
+            )
+        return run.parallel.from_leader((rewards, stage.rewards.take_logged()))
 
 
 def _everywhere(run: Run, groups: list[Group]) -> list[Group]:

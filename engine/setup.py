@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config
 
 from aapa.engine.console import announce
-from aapa.engine.data import Sampler, TokenizedExample, tokenize, tokenize_corpus
+from aapa.engine.data import Sampler, TokenizedExample, tokenize_corpus, tokenized
+from aapa.engine.data_files import FileTask, check_same_rows, judging_rewards, uses_files
 from aapa.engine.discriminator_stage import check_layer, delimiter_ids, open_scorer
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import Origin, SafetensorsWeights, read_config, read_tokenizer
@@ -23,7 +24,7 @@ from aapa.engine.recipe import ModelTable, Recipe, StageTable
 from aapa.engine.recipe.checks import checkpoint_problems
 from aapa.engine.recipe.problems import raise_problems
 from aapa.engine.reward_model import open_directory
-from aapa.engine.rewards import Rewards, load_function
+from aapa.engine.rewards import FailureWindow, Rewards
 from aapa.engine.rollout import build_engine
 from aapa.engine.run import DTYPES, Run, StageRun
 from aapa.engine.scoring import Scorer
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
 def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
     """Task, tokenizer, policy and rollout engine of a recipe; writes nothing."""
     _check_layout(recipe, parallel)
-    task = load_task(recipe.data.task, recipe.data.options)
+    task = None if uses_files(recipe) else load_task(recipe.data.task, recipe.data.options)
     origin = None
     if recipe.model.source == "scratch":
+        assert task is not None, "rows of one's own need a tokenizer, and a recipe without one is refused"
         tokenizer = task.tokenizer()
         config: PretrainedConfig = scratch_config(recipe.model, tokenizer)
         weights: Mapping[str, Tensor] = scratch_weights(config, recipe.seed)
@@ -49,7 +51,11 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
         weights = SafetensorsWeights(source, config=config)
         origin = Origin.of(weights)
         tokenizer = read_tokenizer(source, config)
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
+    if task is None:
+        where, context = (directory if parallel.is_main else None), int(config.max_position_embeddings)
+        task = FileTask(recipe, tokenizer, context, quarantine=where, quiet=not parallel.is_main)
+        check_same_rows(task, directory)
     dtype = DTYPES[recipe.model.dtype]
     policy = MegatronPolicy(config, parallel, dtype)
     policy.load_weights(weights, source="model.source")
@@ -66,8 +72,17 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
             memory_limit_gb=recipe.rollout.memory_limit_gb,
         )
     run = Run(recipe, directory, parallel, task, tokenizer, policy, engine, origin)
+    _open_judges(run)
     _check_evaluation(run)
     return run
+
+
+def _open_judges(run: Run) -> None:
+    """Reward functions that judge rows of the user's own, in the process that will call them."""
+    if isinstance(run.task, FileTask) and run.parallel.is_leader:
+        tables, field = judging_rewards(run.recipe)
+        if tables:
+            run.task.rewards = run.pool.open(tables, field, run.task.columns)
 
 
 def begin_directory(run: Run, fresh: bool) -> None:
@@ -77,6 +92,8 @@ def begin_directory(run: Run, fresh: bool) -> None:
         try:
             run.directory.mkdir(parents=True, exist_ok=True)
             (run.directory / "recipe.toml").write_text(run.recipe.to_toml())
+            if isinstance(run.task, FileTask):
+                run.task.write_facts(run.directory)
         except OSError as error:
             raise UserError(f"output: expected a directory to write to, got {run.directory}: {error}") from None
     if fresh and run.recipe.model.source == "scratch":
@@ -111,23 +128,17 @@ def _check_evaluation(run: Run) -> None:
     if table is not None and table.reward_model is not None:
         open_directory(Path(table.reward_model))
     elif table is not None and table.source is None:
-        check_layer(table.layer, int(run.policy.hf.num_hidden_layers), run.parallel.pipeline)
+        check_layer(table.layer, int(run.policy.hf.num_hidden_layers))
 
 
 def open_stage(run: Run, index: int) -> StageRun:
     """Data, sampler, rewards, reference and discriminator of a stage."""
     table: StageTable = run.recipe.stages[index]
     data = stage_data(run, table)
-    rewards = Rewards(
-        tuple(
-            (
-                reward.function,
-                load_function(reward.function, f"stages.{index}.rewards.{place}.function"),
-                reward.weight,
-            )
-            for place, reward in enumerate(table.rewards)
-        )
-    )
+    rewards = Rewards(())
+    if run.parallel.is_leader:
+        columns = run.task.columns if isinstance(run.task, FileTask) else None
+        rewards = run.pool.open(table.rewards, f"stages.{index}.rewards", columns)
     scorer = None
     anchor = table.objective.anchor
     if anchor is not None and anchor.active:
@@ -139,7 +150,7 @@ def open_stage(run: Run, index: int) -> StageRun:
     sampler, refills, experts = (
         Sampler(len(data), run.recipe.seed, f"{table.name}{stream}") for stream in ("", "/refills", "/experts")
     )
-    if table.objective.needs_rewards or scorer is not None:
+    if (table.objective.needs_rewards or scorer is not None) and not isinstance(run.task, FileTask):
         _check_context(run, data)
     if scorer is not None:
         steps = (sampler.batch(step, table.prompts_per_step) for step in range(table.steps))
@@ -147,10 +158,11 @@ def open_stage(run: Run, index: int) -> StageRun:
         scorer.prepare([data[i] for i in drawn])
         # Ranks of a replica must agree on what is missing, so nobody writes while another still opens the cache.
         run.parallel.barrier()
-    return StageRun(index, table, data, sampler, refills, experts, rewards, reference, scorer)
+    failures = FailureWindow(run.recipe.rewards.window, run.recipe.rewards.max_failed_fraction)
+    return StageRun(index, table, data, sampler, refills, experts, rewards, reference, scorer, failures)
 
 
-def _check_context(run: Run, data: list[TokenizedExample]) -> None:
+def _check_context(run: Run, data: Sequence[TokenizedExample]) -> None:
     longest = max(len(example.prompt) for example in data)
     limit = int(run.policy.hf.max_position_embeddings)
     if longest + run.recipe.rollout.max_new_tokens > limit:
@@ -160,12 +172,12 @@ def _check_context(run: Run, data: list[TokenizedExample]) -> None:
         )
 
 
-def stage_data(run: Run, table: StageTable) -> list[TokenizedExample]:
+def stage_data(run: Run, table: StageTable) -> Sequence[TokenizedExample]:
     """The tokenized training data of a stage."""
     longest = run.policy.hf.max_position_embeddings
     if table.data == "corpus":
         return tokenize_corpus(run.task.corpus(), run.tokenizer, longest)
-    return tokenize(run.task.examples("train"), run.tokenizer, longest, "train")
+    return tokenized(run.task.examples("train"), run.tokenizer, longest, "train")
 
 
 def stage_start(run: Run, index: int) -> Path:
@@ -221,7 +233,8 @@ def scratch_weights(config: PretrainedConfig, seed: int) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer without an end of sequence."""
     if len(tokenizer) == 0:
         raise UserError("model.source: expected a directory with a tokenizer, got none")
     if tokenizer.eos_token_id is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from aapa.batch import BatchCounts, Sequence, TokenBatch
 from aapa.engine.data import TokenizedExample
 from aapa.engine.figures import FigureSums, step_figures
+from aapa.engine.rollout import sample_seed
 from aapa.engine.run import Run, StageRun
 from aapa.engine.sampling import RolloutBatch, sample_batch
 from aapa.engine.scoring import Scores
@@ -29,6 +30,7 @@ def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
     """Run step `step` of a stage on every rank; returns the figures of METHOD §6, equal on every rank."""
     began = perf_counter()
     stage.times.clear()
+    stage.logged.clear()
     objective: Objective = stage.table.objective
     drawn = stage.sampler.batch(step, stage.table.prompts_per_step)
     sequences = _experts(run, stage, step, drawn) if objective.uses_experts(step) else []
@@ -44,15 +46,22 @@ def training_step(run: Run, stage: StageRun, step: int) -> dict[str, Any]:
     with stage.timed("weights"):
         run.sync_engine()
     lengths = [len(sequence) for sequence in sequences]
-    return step_figures(run, stage, step, batch, updates, lengths, perf_counter() - began)
+    figures = step_figures(run, stage, step, batch, updates, lengths, perf_counter() - began)
+    if "reward/failed" in figures:
+        samples = stage.table.prompts_per_step * objective.group_size
+        stage.failures.add(figures["reward/failed"], samples, stage.rewards.last_failure)
+    return figures
 
 
 def _experts(run: Run, stage: StageRun, step: int, drawn: list[int]) -> list[Sequence]:
     """This replica's expert responses: those of the step's prompts, or a batch of their own."""
-    size = stage.table.objective.expert_batch_size
+    size, count = stage.table.objective.expert_batch_size, stage.table.prompts_per_step
+    sampler = stage.sampler
     if size is not None:
-        drawn = stage.experts.batch(step, size)
-    return [_expert(stage.data[index]) for index in run.mine(drawn)]
+        drawn, sampler, count = stage.experts.batch(step, size), stage.experts, size
+    draws = run.mine(list(zip(drawn, sampler.epochs(step, count), strict=True)))
+    chosen = run.recipe.data.draws_experts
+    return [_expert(stage.data[index], (run.recipe.seed, epoch) if chosen else None) for index, epoch in draws]
 
 
 def _score(run: Run, stage: StageRun, objective: Objective, batch: RolloutBatch) -> Scores:
@@ -165,8 +174,12 @@ def _packed_offsets(cu_sents: list[Tensor]) -> Tensor:
     return torch.tensor(offsets, dtype=torch.int32)
 
 
-def _expert(example: TokenizedExample) -> Sequence:
-    return Sequence(torch.tensor(example.prompt), torch.tensor(example.experts[0]), role="expert")
+def _expert(example: TokenizedExample, draw: tuple[int, int] | None) -> Sequence:
+    """The example's first expert, or one drawn for (seed, epoch)."""
+    place = 0
+    if draw is not None:
+        place = sample_seed(draw[0], "expert", draw[1], example.example.id) % len(example.experts)
+    return Sequence(torch.tensor(example.prompt), torch.tensor(example.experts[place]), role="expert")
 
 
 def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> list[FigureSums]:

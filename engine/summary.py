@@ -17,7 +17,9 @@ class SummaryFile:
         self.path = directory / "summary.json"
         self.rows = list(rows)
 
-    def add(self, recipe: Recipe, stage: str, result: Evaluation, drift: float, tokens: float, seconds: float) -> None:
+    def add(
+        self, recipe: Recipe, stage: str, result: Evaluation, drift: float | None, tokens: float, seconds: float
+    ) -> None:
         """One more row.
 
         Args:
@@ -26,6 +28,7 @@ class SummaryFile:
             seconds: of the run so far.
         """
         figures = result.figures
+        judged = "pass_rate" in figures
         self.rows.append(
             {
                 "name": recipe.name,
@@ -33,14 +36,15 @@ class SummaryFile:
                 "seed": recipe.seed,
                 "split": result.split,
                 "prompts": result.prompts,
-                "pass_rate": figures["pass_rate"],
-                "pass_rate_ci": [figures["pass_rate_low"], figures["pass_rate_high"]],
+                "pass_rate": figures.get("pass_rate"),
+                "pass_rate_ci": [figures["pass_rate_low"], figures["pass_rate_high"]] if judged else None,
                 "in_language": figures.get("in_language"),
                 "true_quality": figures.get("true_quality"),
                 "proxy_reward": figures.get("proxy_reward"),
-                "length_ratio": figures["length_ratio"],
+                **({"reward": figures.get("reward")} if "reward_failed" in figures else {}),
+                "length_ratio": figures.get("length_ratio"),
                 "distinct_2": figures["distinct_2"],
-                "expert_logprob": figures["expert_logprob"],
+                "expert_logprob": figures.get("expert_logprob"),
                 "expert_logprob_drift": drift,
                 "tokens": int(tokens),
                 "seconds": round(seconds, 1),

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def train(recipe: Recipe, output: Path) -> None:
     parallel = groups.start(recipe.parallel.tensor, recipe.parallel.pipeline, recipe.parallel.timeout_seconds)
     try:
         run = open_run(recipe, output, parallel)
-        with _stop_signal() as stop:
+        with _stop_signal() as stop, closing(run.pool):
             Trainer(run, stop).train()
     finally:
         groups.stop()
@@ -234,10 +234,10 @@ class Trainer:
         data = self.run.evaluation_data(split, settings.final_prompts)
         result = evaluate(self.run, data, split, stage.scorer, name, self.step)
         self._log_evaluation(name, result)
-        logprob = result.figures["expert_logprob"]
-        self.start_logprob.setdefault(split, logprob)
+        logprob = result.figures.get("expert_logprob")
+        drift = None if logprob is None else logprob - self.start_logprob.setdefault(split, logprob)
         seconds = self.seconds_before + time.monotonic() - self.began
-        self.summary.add(self.run.recipe, name, result, logprob - self.start_logprob[split], self.tokens, seconds)
+        self.summary.add(self.run.recipe, name, result, drift, self.tokens, seconds)
         if self.main:
             self.summary.write()
             announce(self.summary.rows[-1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aapa.engine.hub import is_hub_name
 from aapa.engine.policy.families import config_problems
+from aapa.engine.recipe.data_checks import data_problems, reward_problems
 from aapa.engine.recipe.discriminator_checks import kind_problems, reward_model_problems
 from aapa.engine.recipe.objective import load_dotted, objective_kind
 from aapa.engine.recipe.problems import Problem, at, short
@@ -31,7 +32,7 @@ def consistency_problems(recipe: Recipe) -> list[Problem]:
         problems += _stage_problems(stage, f"stages.{index}")
         problems += _evaluation_problems(stage, f"stages.{index}")
         problems += _overlong_problems(recipe, stage, f"stages.{index}.objective")
-    return problems + kind_problems(recipe) + _discriminator_problems(recipe)
+    return problems + data_problems(recipe) + kind_problems(recipe) + _discriminator_problems(recipe)
 
 
 def environment_problems(recipe: Recipe) -> list[Problem]:
@@ -52,7 +53,7 @@ def environment_problems(recipe: Recipe) -> list[Problem]:
             load_dotted(name)
         except ValueError as error:
             problems.append(at(field, str(error)))
-    return problems
+    return problems + reward_problems(recipe)
 
 
 def anchored(stage: StageTable) -> bool:
@@ -66,9 +67,6 @@ def _dotted_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "data.task", recipe.data.task
     if recipe.discriminator is not None and ":" in recipe.discriminator.kind:
         yield "discriminator.kind", recipe.discriminator.kind
-    for index, stage in enumerate(recipe.stages):
-        for number, reward in enumerate(stage.rewards):
-            yield f"stages.{index}.rewards.{number}.function", reward.function
 
 
 def _no_shape_problems(model: ModelTable) -> list[Problem]:

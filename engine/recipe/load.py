@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from aapa.engine.recipe import problems as report
 from aapa.engine.recipe.checks import environment_problems
 from aapa.engine.recipe.overrides import apply_overrides, parse_overrides
+from aapa.engine.recipe.paths import resolve_paths
 from aapa.engine.recipe.problems import Problem, RecipeError
 from aapa.engine.recipe.schema import Recipe
 from aapa.engine.recipe.validation import validation_problems
@@ -41,6 +42,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     pairs, found = parse_overrides(overrides)
     paths, unset = apply_overrides(table, pairs)
     report.raise_problems([*found, *unset], "command line")
+    resolve_paths(table, file.resolve().parent, set(paths))
     recipe = parse_recipe(table, label=file.name, overridden=paths)
     report.raise_problems(environment_problems(recipe), file.name, paths)
     return recipe

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -19,52 +17,25 @@ from pydantic import (
 )
 
 from aapa.engine.recipe.checks import consistency_problems
+from aapa.engine.recipe.data_tables import DataTable, RewardsTable, RewardTable
 from aapa.engine.recipe.discriminator_checks import discriminator_kind
+from aapa.engine.recipe.fields import (
+    CHANGEABLE,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Fraction,
+    Name,
+    NotNegative,
+    Positive,
+    Table,
+    Text,
+)
 from aapa.engine.recipe.objective import dump_objective, parse_objective
-from aapa.engine.recipe.problems import dotted, suggestion
+from aapa.engine.recipe.problems import dotted
 from aapa.engine.recipe.toml_text import toml_text
-from aapa.engine.tasks import TASKS
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _dotted(value: str) -> str:
-    if re.fullmatch(r"[^:\s]+:[^:\s]+", value):
-        return value
-    raise ValueError(f"expected 'package.module:name', got {value!r}")
-
-
-def _task(value: str) -> str:
-    if value in TASKS or re.fullmatch(r"[^:\s]+:[^:\s]+", value):
-        return value
-    raise ValueError(f"expected {suggestion(value, TASKS)}, or 'package.module:Class', got {value!r}")
-
 
 Objective = Annotated[Any, PlainValidator(parse_objective), PlainSerializer(dump_objective)]
-
-# A run may be resumed with another value of such a field: it decides how the run runs, not its outcome.
-CHANGEABLE: dict[str, Any] = {"changeable": True}
-
-
-class Table(BaseModel):
-    """A table of the recipe: unknown keys, wrong types and non-finite numbers are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        validate_default=True,
-        protected_namespaces=(),
-    )
 
 
 class ModelTable(Table):
@@ -99,15 +70,6 @@ class ModelTable(Table):
     def shape_fields(cls) -> list[str]:
         """Fields that a checkpoint's config.json decides."""
         return [name for name in cls.model_fields if name not in ("source", "dtype")]
-
-
-class DataTable(Table):
-    """Prompts, expert responses and the truth they are judged by."""
-
-    task: Annotated[str, AfterValidator(_task)] = "mini-if"
-    """"mini-if", "reasoning", or a task class of one's own as "package.module:Class"."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the task class."""
 
 
 class ParallelTable(Table):
@@ -202,6 +164,10 @@ class EvaluationTable(Table):
     """Seed of the sampling, the same for all policies."""
     samples: CountOrZero = Field(8, json_schema_extra=CHANGEABLE)
     """Responses kept for the report."""
+    rewards: list[RewardTable] = Field(default_factory=list)
+    """With own rows: reward functions that judge; if not given, those of the last stage that has some."""
+    pass_at: float = 0.5
+    """With own rows: a response passes where its weighted sum of rewards is at least this."""
 
 
 class CheckpointTable(Table):
@@ -213,20 +179,12 @@ class CheckpointTable(Table):
     """Newest checkpoints that are kept."""
 
 
-class RewardTable(Table):
-    """A reward function and its share."""
-
-    function: Annotated[str, AfterValidator(_dotted)]
-    """"package.module:name" of f(prompts, completions, **columns) -> list of numbers or None."""
-    weight: float = 1.0
-    """Factor in the sum of all rewards."""
-
-
 EvaluationFigure = Literal[
     "pass_rate",
     "in_language",
     "true_quality",
     "proxy_reward",
+    "reward",
     "length_ratio",
     "distinct_2",
     "truncated",
@@ -309,6 +267,7 @@ class Recipe(Table):
     parallel: ParallelTable = ParallelTable()
     rollout: RolloutTable = RolloutTable()
     discriminator: DiscriminatorTable | None = None
+    rewards: RewardsTable = RewardsTable()
     evaluation: EvaluationTable = EvaluationTable()
     checkpoint: CheckpointTable = CheckpointTable()
     stages: Annotated[list[StageTable], Field(min_length=1)]

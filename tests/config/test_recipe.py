@@ -111,7 +111,7 @@ def test_the_valid_recipe(valid: dict[str, Any]) -> None:
         (
             "stages.2.rewards.0.function",
             "f",
-            "stages.2.rewards.0.function: expected 'package.module:name', got 'f'",
+            "stages.2.rewards.0.function: expected 'package.module:name' or 'file.py:name', got 'f'",
         ),
         ("stages.2.objective.kind", "grop", "stages.2.objective.kind: expected a known name, perhaps 'grpo'"),
         ("stages.2.objective.kind", "no_such:X", "stages.2.objective.kind: expected something importable"),

@@ -90,7 +90,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
                 "decay": draw(st.sampled_from(["constant", "linear", "cosine"])),
                 "weight_decay": draw(st.floats(0, 1)),
                 "adam_eps": draw(positive),
-                "rewards": [{"function": "a.b:c", "weight": draw(st.floats(-9, 9))}] if objective.needs_rewards else [],
+                "rewards": [{"function": "a.b:c", "weight": draw(st.floats(-9, 9).filter(bool))}]
+                if objective.needs_rewards
+                else [],
                 "objective": objective,
             }
         )

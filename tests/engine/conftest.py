@@ -56,7 +56,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_reward(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A reward function in a file of the user's own, which never ties on purpose."""
     folder = tmp_path_factory.mktemp("modules")
-    sys.modules.pop("reward_of_tests", None)  # its counter belongs to one test
     (folder / "reward_of_tests.py").write_text(
         "import os, signal\n"
         "calls = 0\n"
@@ -65,8 +64,10 @@ def own_reward(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
         "def stop_at_third(prompts, completions, **columns):\n"
         "    global calls\n"
         "    calls += 1\n"
-        "    if calls == 3:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    flag = __file__ + '.stopped'  # a run that goes on has another process, which counts anew\n"
+        "    if calls == 3 and not os.path.exists(flag):\n"
+        "        open(flag, 'w').close()\n"
+        "        os.kill(os.getppid(), signal.SIGTERM)\n"
         "    return vowels(prompts, completions)\n"
     )
     monkeypatch.syspath_prepend(str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 
 import pytest
@@ -15,7 +14,6 @@ from aapa.engine import checkpoint
 from aapa.engine.data import Sampler, tokenize, tokenize_corpus
 from aapa.engine.errors import UserError
 from aapa.engine.examples import Example
-from aapa.engine.rewards import Rewards, load_function
 from aapa.engine.tasks import load_task
 
 
@@ -67,46 +65,6 @@ def test_corpus_texts_follow_an_end_of_sequence_and_are_cut_to_the_context(token
     assert short.prompt == [tokenizer.eos_token_id]
     assert short.experts[0][-1] == long.experts[0][-1] == tokenizer.eos_token_id
     assert len(long.prompt) + len(long.experts[0]) == 20
-
-
-def rewards(function, weight=1.0) -> Rewards:
-    return Rewards((("m:f", function, weight),))
-
-
-def examples(count: int) -> list[Example]:
-    return [Example(i, f"p{i}", ("e",), {"topic": f"t{i}"}) for i in range(count)]
-
-
-def test_rewards_get_columns_and_are_weighted():
-    def both(prompts, completions, topic, finished):
-        assert prompts == ["p0", "p1"]
-        assert topic == ["t0", "t1"]
-        return [float(f) for f in finished]
-
-    mixed = Rewards((("m:a", both, 2.0), ("m:b", lambda **c: [0.5, None], 1.0)))
-    assert mixed(examples(2), ["x", "y"], [True, False]) == [2.5, 0.0], "None means: this function does not apply"
-    (masked,) = rewards(lambda **c: [None])(examples(1), ["x"], [True])
-    assert math.isnan(masked), "a sample that no function scores is masked"
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ([1.0], "expected a list of 2 numbers, got 1 values"),
-        (1.0, "expected a list of 2 numbers, got float"),
-        ([1.0, float("nan")], r"m:f\[1\]: expected a finite number or None, got nan"),
-        ([1.0, "good"], r"m:f\[1\]: expected a finite number or None, got 'good'"),
-    ],
-)
-def test_wrong_rewards_are_named(value, message):
-    with pytest.raises(UserError, match=message):
-        rewards(lambda **c: value)(examples(2), ["x", "y"], [True, True])
-
-
-@pytest.mark.parametrize("path", ["nowhere:f", "json:no_such", "json", "math:pi"])
-def test_a_reward_that_cannot_be_imported_is_named(path):
-    with pytest.raises(UserError, match=r"stages\.0\.rewards\.0\.function: expected"):
-        load_function(path, "stages.0.rewards.0.function")
 
 
 def save(folder, step, keep=3):

@@ -1,0 +1,103 @@
+"""`aapa train --check`: everything that a run would refuse, found without training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aapa.engine.errors import UserError
+from aapa.engine.recipe import Recipe
+from aapa.engine.reward_process import Bounds
+from aapa.engine.rewards import RewardPool
+
+if TYPE_CHECKING:
+    from aapa.engine.data_files import FileTask
+    from aapa.engine.examples import Example
+
+ANSWER = "A response that the check made up."
+
+
+def check_run(recipe: Recipe) -> list[str]:
+    """Look at the model directory, every row, and the reward functions, each called on one row.
+
+    Nothing is written.
+
+    Returns:
+        What was found, in lines.
+
+    Raises:
+        UserError: what a run would refuse.
+    """
+    from aapa.engine.data_files import uses_files
+
+    if uses_files(recipe):
+        task = _file_task(recipe)
+        lines = [_rows_line(task)]
+        columns, example = task.columns, task.examples("train")[0]
+        return lines + _check_rewards(recipe, example, columns)
+    if all(reward.function.startswith("aapa.") for stage in recipe.stages for reward in stage.rewards):
+        return []  # the package's own tasks and rewards; what else there is was looked at with the recipe
+    from aapa.engine.tasks import load_task
+
+    example = load_task(recipe.data.task, recipe.data.options).examples("train")[0]
+    return _check_rewards(recipe, example, list(example.columns))
+
+
+def _file_task(recipe: Recipe) -> FileTask:
+    """The rows, with the model directory that they are tokenized for."""
+    from aapa.engine.data_files import FileTask
+    from aapa.engine.hf_directory import read_config, read_tokenizer
+    from aapa.engine.hf_weights import SafetensorsWeights
+    from aapa.engine.setup import check_tokenizer
+
+    directory = _directory(recipe.model.source)
+    config = read_config(directory)
+    SafetensorsWeights(directory, config=config)  # looks at the names and shapes of all tensors
+    tokenizer = read_tokenizer(directory, config)
+    check_tokenizer(tokenizer)
+    return FileTask(recipe, tokenizer, int(config.max_position_embeddings))
+
+
+def _directory(source: str) -> Path:
+    from aapa.engine.hub import is_hub_name, local_directory
+    from aapa.engine.policy import parallel as groups
+
+    if not is_hub_name(source):
+        return Path(source)
+    try:
+        return local_directory(source, groups.start())
+    finally:
+        groups.stop()
+
+
+def _rows_line(task: FileTask) -> str:
+    sizes = ", ".join(f"{len(task.examples(split))} {split}" for split in ("train", "dev", "test"))
+    return f"data: {task.rows} rows, {len(task.bad)} set aside; {sizes}; columns {', '.join(task.columns) or 'none'}"
+
+
+def _check_rewards(recipe: Recipe, example: Example, columns: list[str]) -> list[str]:
+    """Call every reward function on one row; one that fails there would be counted as failed in the run."""
+    pool = RewardPool(Bounds(recipe.rewards.timeout, recipe.rewards.memory_gb))
+    lines: list[str] = []
+    arrays = [(f"stages.{index}.rewards", stage.rewards) for index, stage in enumerate(recipe.stages)]
+    answer = example.experts[0] if example.experts else ANSWER
+    try:
+        for field, tables in [*arrays, ("evaluation.rewards", recipe.evaluation.rewards)]:
+            for number, table in enumerate(tables):
+                rewards = pool.open([table], field, columns)
+                (value,) = rewards([example], [answer], [True], [[0]])
+                if rewards.last_failure:
+                    raise UserError(
+                        f"{field}.{number}.function: expected a number or None for the first row, got "
+                        f"{rewards.last_failure}"
+                    )
+                found = "None" if math.isnan(value) else f"{value:g}"
+                lines.append(f"reward {table.function}: {found} for the first row with {_what(example)}")
+    finally:
+        pool.close()
+    return lines
+
+
+def _what(example: Example) -> str:
+    return "its expert" if example.experts else "a made-up response"

@@ -1,0 +1,220 @@
+"""Looks at every row once before training: which rows can be used, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from aapa.engine.data_prompts import Renderer, Row, RowRules, read_row
+from aapa.engine.data_rows import BadRow, Rows
+from aapa.engine.errors import UserError
+from aapa.engine.examples import Example
+
+CHUNK = 1000
+SHOWN = 5
+
+
+@dataclass
+class Scan:
+    """What a look at every row found.
+
+    Attributes:
+        good: numbers of the usable rows, in order.
+        bad: place and reason of every other row.
+        key: of each usable row, a hash of its prompt.
+        columns: names seen in usable rows.
+        experts: number of usable rows with an expert.
+        chat: whether some prompt goes through the chat template.
+    """
+
+    good: array[int] = field(default_factory=lambda: array("q"))
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    key: array[int] = field(default_factory=lambda: array("Q"))
+    columns: dict[str, None] = field(default_factory=dict)
+    experts: int = 0
+    chat: bool = False
+
+
+def scan_rows(rows: Rows, renderer: Renderer) -> Scan:
+    """Read every row, and count the tokens of those that might be too long."""
+    scan = Scan()
+    found = rows.scan()
+    while chunk := list(islice(found, CHUNK)):
+        checked: dict[int, Row | BadRow] = {}
+        for index, row in chunk:
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                checked[index] = read_row(row, renderer.rules)
+            except BadRow as error:
+                checked[index] = error
+        _check_lengths(checked, renderer)
+        for index, outcome in checked.items():
+            if isinstance(outcome, BadRow):
+                scan.bad.append((rows.place(index), str(outcome)))
+                continue
+            scan.good.append(index)
+            scan.key.append(_key(outcome))
+            scan.columns.update(dict.fromkeys(outcome.columns))
+            scan.experts += bool(outcome.experts)
+            scan.chat = scan.chat or renderer.is_chat(outcome.prompt)
+    return scan
+
+
+def _key(row: Row) -> int:
+    text = row.prompt if isinstance(row.prompt, str) else json.dumps([dict(message) for message in row.prompt])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _check_lengths(checked: dict[int, Row | BadRow], renderer: Renderer) -> None:
+    """Put a `BadRow` in the place of rows that the template refuses or that are longer than the context."""
+    doubtful: list[int] = []
+    for index, row in checked.items():
+        if isinstance(row, BadRow):
+            continue
+        try:
+            added = renderer.check_template(row.prompt)
+        except BadRow as error:
+            checked[index] = error
+            continue
+        prompt, expert = _bound(row, added, renderer)
+        if prompt is None or expert is None or _too_long(prompt, expert, renderer.rules):
+            doubtful.append(index)
+    for index, size, longest in _lengths(doubtful, checked, renderer):
+        if isinstance(size, BadRow):
+            checked[index] = size
+        elif reason := _too_long(size, longest, renderer.rules):
+            checked[index] = BadRow(reason)
+
+
+def _bound(row: Row, added: int, renderer: Renderer) -> tuple[int | None, int | None]:
+    texts = [row.prompt] if isinstance(row.prompt, str) else [str(message["content"]) for message in row.prompt]
+    parts = [renderer.most_tokens(text) for text in texts]
+    experts = [renderer.most_tokens(text) for text in row.experts]
+    prompt = None if None in parts else added + sum(part or 0 for part in parts)
+    return prompt, None if None in experts else max((expert or 0 for expert in experts), default=0)
+
+
+def _too_long(prompt: int, expert: int, rules: RowRules) -> str | None:
+    if prompt > rules.longest_prompt:
+        text = f"{rules.longest_prompt} tokens, for the model's context less rollout.max_new_tokens"
+        return f"{rules.prompt_column}: expected at most {text}, got {prompt}"
+    if expert and prompt + expert > rules.longest:
+        text = f"{rules.longest} tokens with its prompt, the model's context"
+        return f"{rules.expert_column}: expected at most {text}, got {prompt + expert}"
+    return None
+
+
+def _lengths(
+    indices: Sequence[int], checked: Mapping[int, Row | BadRow], renderer: Renderer
+) -> Iterator[tuple[int, int | BadRow, int]]:
+    """Tokens of the prompt and of the longest expert of each row, its end of sequence included."""
+    prompts: dict[int, str] = {}
+    for index in indices:
+        row = checked[index]
+        assert isinstance(row, Row)
+        try:
+            prompts[index] = renderer.text(row.prompt)
+        except BadRow as error:
+            yield index, error, 0
+    if not prompts:
+        return
+    experts = {index: row.experts for index, row in checked.items() if index in prompts and isinstance(row, Row)}
+    counts = iter(_count(renderer, [*prompts.values(), *(text for texts in experts.values() for text in texts)]))
+    sizes = {index: next(counts) for index in prompts}
+    for index, texts in experts.items():
+        longest = max((next(counts) + 1 for _ in texts), default=0)
+        yield index, sizes[index], longest
+
+
+def _count(renderer: Renderer, texts: list[str]) -> list[int]:
+    return [len(ids) for ids in renderer.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+class RowExamples(Sequence[Example]):
+    """Examples that are read when asked for."""
+
+    def __init__(self, rows: Rows, renderer: Renderer, indices: np.ndarray) -> None:
+        self.rows, self.renderer, self.indices = rows, renderer, indices
+        self.needs_experts = renderer.rules.needs_experts
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> RowExamples: ...
+    def __getitem__(self, index: int | slice) -> Example | RowExamples:
+        if isinstance(index, slice):
+            return RowExamples(self.rows, self.renderer, self.indices[index])
+        number = int(self.indices[index])
+        try:
+            return self.renderer.example(read_row(self.rows.row(number), self.renderer.rules), number)
+        except BadRow as error:  # it was good when the run began
+            raise UserError(f"{self.rows.place(number)}: {error}") from None
+
+
+def held_out(scan: Scan, fraction: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows to train on, and two halves of the held-out ones; rows of one prompt stay together.
+
+    Which prompts are held out follows from their hashes, so the order of the file and the seed do not matter.
+    """
+    good, key = np.asarray(scan.good), np.asarray(scan.key)
+    if fraction == 0:
+        return good, good[:0], good[:0]
+    prompts = np.unique(key)
+    count = min(max(2, round(fraction * len(prompts))), len(prompts))
+    halves = [good[np.isin(key, prompts[start:count:2])] for start in (0, 1)]
+    return good[~np.isin(key, prompts[:count])], halves[0], halves[1]
+
+
+def quarantine_lines(bad: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """The lines of `quarantine.jsonl`."""
+    for place, reason in bad:
+        file, _, line = place.rpartition(":")
+        yield json.dumps({"file": file, "line": int(line), "reason": reason}, ensure_ascii=False)
+
+
+def write_quarantine(directory: Path, bad: Sequence[tuple[str, str]]) -> Path:
+    """Write every bad row's place and reason; the file appears whole, and goes where there is none."""
+    path = directory / "quarantine.jsonl"
+    if not bad:
+        path.unlink(missing_ok=True)
+        return path
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        staging = path.with_suffix(".jsonl.staging")
+        staging.write_text("\n".join(quarantine_lines(bad)) + "\n", encoding="utf-8", errors="replace")
+        staging.replace(path)
+    except OSError as error:
+        raise UserError(f"output: expected a directory to write to, got {directory}: {error}") from None
+    return path
+
+
+def first_few(bad: Sequence[tuple[str, str]]) -> str:
+    """The first bad rows, a line each."""
+    lines = [f"{place}: {reason}" for place, reason in bad[:SHOWN]]
+    return "\n".join([*lines, f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else lines)
+
+
+def explain_columns(scan: Scan, rows: Rows, rules: RowRules) -> str | None:
+    """Where no row has the prompt's or the expert's column at all: that, in a line."""
+    names: dict[str, Any] = {}
+    for _, row in islice(rows.scan(), CHUNK):
+        if not isinstance(row, BadRow):
+            names.update(dict.fromkeys(row))
+    if not names or scan.good:
+        return None
+    for field_name, column in (("prompt", rules.prompt_column), ("expert", rules.expert_column)):
+        if column not in names and (field_name == "prompt" or rules.needs_experts):
+            return f"data.{field_name}_column: expected one of {', '.join(map(repr, names))}, got {column!r}"
+    return None

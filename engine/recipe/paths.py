@@ -1,0 +1,56 @@
+"""Files that a recipe names, seen from the recipe's folder; on the command line, from the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from aapa.engine.recipe import problems
+
+
+def resolve_paths(table: dict[str, Any], folder: Path, overridden: Collection[problems.Path]) -> None:
+    """Make the data's files and the files of reward functions absolute, in place.
+
+    Values of a wrong type stay for the schema to refuse.
+
+    Args:
+        folder: of the recipe.
+        overridden: paths of the table that were set on the command line.
+    """
+
+    def base(*path: str | int) -> Path:
+        given = any(path[: len(start)] == start for start in overridden)
+        return Path.cwd() if given else folder
+
+    data = table.get("data")
+    if isinstance(data, dict):
+        for field in ("files", "evaluation_files"):
+            value = data.get(field)
+            if isinstance(value, str):
+                data[field] = str(base("data", field) / value)
+            elif isinstance(value, list):
+                data[field] = [
+                    str(base("data", field, place) / item) if isinstance(item, str) else item
+                    for place, item in enumerate(value)
+                ]
+        name = data.get("dataset")
+        if isinstance(name, str) and (base("data", "dataset") / name).is_dir():
+            data["dataset"] = str(base("data", "dataset") / name)
+    for place, stage in enumerate(_tables(table.get("stages"))):
+        for number, reward in enumerate(_tables(stage.get("rewards"))):
+            _resolve_reward(reward, base("stages", place, "rewards", number, "function"))
+    evaluation = table.get("evaluation")
+    for number, reward in enumerate(_tables(evaluation.get("rewards")) if isinstance(evaluation, dict) else []):
+        _resolve_reward(reward, base("evaluation", "rewards", number, "function"))
+
+
+def _resolve_reward(reward: dict[str, Any], folder: Path) -> None:
+    function = reward.get("function")
+    if isinstance(function, str) and ".py:" in function:
+        reward["function"] = str(folder / function)
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    """The tables of an array, at their places; others become empty ones."""
+    return [item if isinstance(item, dict) else {} for item in value] if isinstance(value, list) else []

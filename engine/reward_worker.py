@@ -1,0 +1,160 @@
+"""The process a reward function runs in. Started as a script: it knows the standard library only."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import numbers
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Load the function that the first message names, then answer calls until the other side is gone."""
+    connection = Connection(int(sys.argv[1]))
+    if sys.platform == "linux":
+        # A function that hangs would outlive a trainer that is killed.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    start: dict[str, Any] = json.loads(connection.recv_bytes())
+    sys.path[:] = start["sys_path"]
+    if start["memory_bytes"] is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (start["memory_bytes"],) * 2)
+    try:
+        function = load(start["function"])
+        answer = {"parameters": parameters(function)}
+    except BaseException as error:
+        _send(connection, {"error": reason(error, start["function"])})
+        return
+    _send(connection, answer)
+    while True:
+        try:
+            call = connection.recv()
+        except EOFError:
+            return
+        except Exception as error:
+            # Columns may be of the user's own classes, and unpickling them is their code.
+            _send(connection, {"error": f"cannot be read: {describe(error)}"})
+            continue
+        _send(connection, answer_call(function, call))
+
+
+def _send(connection: Connection, answer: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(answer).encode("utf-8", errors="replace"))
+
+
+def load(path: str) -> Callable[..., Any]:
+    """The callable at `package.module:name` or `file.py:name`.
+
+    Raises:
+        ImportError, AttributeError, TypeError: there is none; anything that the module raises.
+    """
+    module_name, _, name = path.rpartition(":")
+    if module_name.endswith(".py"):
+        folder, file = os.path.split(module_name)
+        if folder not in sys.path:
+            sys.path.append(folder)
+        spec = importlib.util.spec_from_file_location(file.removesuffix(".py"), module_name)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(module_name)
+    found = getattr(module, name)
+    if not callable(found):
+        raise TypeError(f"expected a callable, got {type(found).__name__} under {path!r}")
+    return cast("Callable[..., Any]", found)
+
+
+def reason(error: BaseException, path: str) -> str:
+    """What is wrong with a function that cannot be loaded."""
+    if isinstance(error, TypeError) and str(error).startswith("expected a callable"):
+        return str(error)
+    if isinstance(error, SyntaxError):
+        return f"expected a module without errors, got {path!r} ({error.msg}, line {error.lineno} of {error.filename})"
+    if isinstance(error, ImportError | AttributeError | FileNotFoundError):
+        return f"expected something importable, got {path!r} ({error})"
+    return f"expected a module without errors, got {path!r} ({describe(error)})"
+
+
+def describe(error: BaseException) -> str:
+    """The error in a line, and the line of code that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+    text = str(error).splitlines()[0][:200] if str(error) else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """Names it takes by keyword, those without a default among them, and whether it takes any."""
+    kinds = inspect.Parameter
+    accepted, required, positional, anything = [], [], [], False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is kinds.VAR_KEYWORD:
+            anything = True
+        elif parameter.kind is kinds.POSITIONAL_ONLY:
+            positional.append(parameter.name)
+        elif parameter.kind is not kinds.VAR_POSITIONAL:
+            accepted.append(parameter.name)
+            if parameter.default is kinds.empty:
+                required.append(parameter.name)
+    return {"accepted": accepted, "required": required, "positional": positional, "anything": anything}
+
+
+def answer_call(function: Callable[..., Any], call: dict[str, Any]) -> dict[str, Any]:
+    """`values` (None, a number, or a text that says what is wrong), or `error`, or `shape`; and `logged`."""
+    logged: list[tuple[str, float]] = []
+    keywords = dict(call["keywords"])
+    given = {
+        "trainer_state": types.SimpleNamespace(**call["state"]),
+        "log_metric": lambda name, value: logged.append((str(name), float(value))),
+        "log_extra": lambda column, values: None,
+    }
+    keywords |= {name: value for name, value in given.items() if name in call["extras"]}
+    try:
+        result = function(**keywords)
+        if inspect.isawaitable(result):
+            result = asyncio.run(_awaited(result))
+    except (Exception, SystemExit) as error:
+        return {"error": describe(error)}
+    if isinstance(result, str | bytes | dict) or not hasattr(result, "__iter__"):
+        return {"shape": type(result).__name__}
+    finite = [(name, value) for name, value in logged if math.isfinite(value)]
+    return {"values": [number(value) for value in result], "logged": finite}
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def number(value: Any) -> float | str | None:
+    """A float, None as it is, or a text that says why it is neither."""
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Real) and not hasattr(value, "__float__"):
+        return f"expected a number or None, got {value!r:.80}"
+    try:
+        converted = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return f"expected a number or None, got {value!r:.80}"
+    return converted if math.isfinite(converted) else f"expected a finite number or None, got {converted}"
+
+
+if __name__ == "__main__":
+    main()
