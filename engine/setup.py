@@ -128,7 +128,7 @@ def _check_evaluation(run: Run) -> None:
     if table is not None and table.reward_model is not None:
         open_directory(Path(table.reward_model))
     elif table is not None and table.source is None:
-        check_layer(table.layer, int(run.policy.hf.num_hidden_layers))
+        check_layer(table.layer, int(run.policy.hf.num_hidden_layers), run.parallel.pipeline)
 
 
 def open_stage(run: Run, index: int) -> StageRun:
