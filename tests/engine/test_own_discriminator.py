@@ -21,7 +21,7 @@ from aapa.engine.recipe import parse_recipe
 
 pytestmark = pytest.mark.usefixtures("own_reward")
 
-# The example of docs/method.md.
+# The example of docs/discriminators.md.
 MODULE = '''
 from dataclasses import dataclass
 from functools import cached_property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -186,3 +188,27 @@ def test_a_reward_model_without_separators_is_refused_before_the_first_stage(sta
     assert main(["train", str(recipe(table, tmp_path)), "--output", str(tmp_path / "run")]) == 2
     assert "discriminator.reward_model: expected a tokenizer with the token <|reward|>" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", [2, 1], ids=["pipeline", "data"])
+def test_two_processes_calibrate_and_train_as_one_does(start, judge, tmp_path, pipeline):
+    """The reward model is on each replica's leader; every rank has its scores."""
+    table = polar_table(start, judge)
+    table["stages"][0]["rewards"][0]["function"] = "aapa.engine.tasks.mini_if.rewards:true_reward"
+    table["stages"][0]["objective"]["updates_per_rollout"] = 1
+    words = ["train", str(recipe(table, tmp_path)), "--output"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "aapa.engine", *words, str(tmp_path / "two"), "--parallel.pipeline", str(pipeline)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    one, two = (load(tmp_path / name / "discriminator") for name in ("one", "two"))
+    assert (two.mean, two.std) == pytest.approx((one.mean, one.std), rel=1e-4)
+    assert two.origin == one.origin
+    want, got = ([r for r in read_metrics(tmp_path / name) if r["kind"] == "train"] for name in ("one", "two"))
+    assert len(got) == len(want) == 3
+    for name in ("anchor/mean", "loss/adv", "reward/mean"):
+        assert got[0][name] == pytest.approx(want[0][name], rel=1e-3, abs=1e-4), name
