@@ -151,7 +151,7 @@ def test_every_prompts_responses_meet_its_own_experts(monkeypatch):
             return torch.cat(parts)
 
     class Cache:
-        def add(self, examples):
+        def add(self, examples, on_progress=None):
             self.states = [torch.tensor([[sum(expert) / len(expert)]]) for _, expert in examples.values()]
 
         def pack(self, ids):
