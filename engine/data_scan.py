@@ -98,9 +98,14 @@ def _check_lengths(checked: dict[int, Row | BadRow], renderer: Renderer) -> None
 def _bound(row: Row, added: int, renderer: Renderer) -> tuple[int | None, int | None]:
     texts = [row.prompt] if isinstance(row.prompt, str) else [str(message["content"]) for message in row.prompt]
     parts = [renderer.most_tokens(text) for text in texts]
-    experts = [renderer.most_tokens(text) for text in row.experts]
     prompt = None if None in parts else added + sum(part or 0 for part in parts)
-    return prompt, None if None in experts else max((expert or 0 for expert in experts), default=0)
+    return prompt, _longest(row, renderer)
+
+
+def _longest(row: Row, renderer: Renderer) -> int | None:
+    """A bound of the tokens of its longest expert."""
+    experts = [renderer.most_tokens(text) for text in row.experts]
+    return None if None in experts else max((expert or 0 for expert in experts), default=0)
 
 
 def _too_long(prompt: int, expert: int, rules: RowRules) -> str | None:
@@ -116,7 +121,7 @@ def _too_long(prompt: int, expert: int, rules: RowRules) -> str | None:
 def _lengths(
     indices: Sequence[int], checked: Mapping[int, Row | BadRow], renderer: Renderer
 ) -> Iterator[tuple[int, int | BadRow, int]]:
-    """Tokens of the prompt and of the longest expert of each row, its end of sequence included."""
+    """Tokens of the prompt and of the longest expert of each row with its end of sequence, or a bound that will do."""
     prompts: dict[int, str] = {}
     for index in indices:
         row = checked[index]
@@ -125,18 +130,29 @@ def _lengths(
             prompts[index] = renderer.text(row.prompt)
         except BadRow as error:
             yield index, error, 0
-    if not prompts:
-        return
-    experts = {index: row.experts for index, row in checked.items() if index in prompts and isinstance(row, Row)}
-    counts = iter(_count(renderer, [*prompts.values(), *(text for texts in experts.values() for text in texts)]))
-    sizes = {index: next(counts) for index in prompts}
+    sizes = dict(zip(prompts, _count(renderer, list(prompts.values())), strict=True))
+    experts: dict[int, tuple[str, ...]] = {}
+    for index, size in sizes.items():
+        row = checked[index]
+        assert isinstance(row, Row)
+        bound = _longest(row, renderer)
+        if bound is not None and not _too_long(size, bound, renderer.rules):
+            yield index, size, bound
+        else:
+            experts[index] = row.experts
+    counts = iter(_count(renderer, [text for texts in experts.values() for text in texts]))
     for index, texts in experts.items():
-        longest = max((next(counts) + 1 for _ in texts), default=0)
-        yield index, sizes[index], longest
+        yield index, sizes[index], max((next(counts) + 1 for _ in texts), default=0)
 
 
 def _count(renderer: Renderer, texts: list[str]) -> list[int]:
-    return [len(ids) for ids in renderer.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    backend = getattr(renderer.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return [len(ids) for ids in renderer.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    # What transformers calls, without the lists it makes of the outcome, which take most of the time.
+    backend.no_truncation()
+    backend.no_padding()
+    return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class RowExamples(Sequence[Example]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -300,3 +301,14 @@ def test_a_reward_that_always_fails_ends_the_run_with_a_fault(model: Path, tmp_p
     recipe["stages"][0]["rewards"] = [{"function": "reward_of_rows:fails"}]
     with pytest.raises(TrainingFault, match="at most 5% of 200 samples .* the last: .*RuntimeError: never"):
         train(parse_recipe(recipe), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows() -> None:
+    """100 000 rows of 143 MB, of which 99 000 more cost less than their text does by far."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_rows.py"
+    command = [sys.executable, str(script), "--rows", "1000", "100000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    small, large = (json.loads(line) for line in done.stdout.splitlines())
+    assert large["mb"] > 140
+    assert large["peak_mb_at_first_step"] - small["peak_mb_at_first_step"] < 40
