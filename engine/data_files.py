@@ -40,6 +40,12 @@ class FileTask:
 
     The rows stay where they are and are read, rendered and tokenized when a step asks for them.
 
+    Attributes:
+        columns: names of the rows' columns, without the prompt's.
+        rows, bad: number of rows, and place and reason of those that were set aside.
+        rewards: the functions that judge; None where there are none.
+        changed_end: whether the tokenizer got another end of sequence.
+
     Args:
         recipe: with `data.files` or `data.dataset`.
         tokenizer: its end of sequence becomes what the chat template ends answers with, if rows need the template.
@@ -78,6 +84,7 @@ class FileTask:
         if self.bad and not quiet:
             kept = f"; all in {where}" if where is not None else ""
             announce(f"data: {len(self.bad)} of {self.rows} rows set aside{kept}\n{first_few(self.bad)}")
+        self.changed_end = False
         self.columns = list(dict.fromkeys(name for _, scan in sources for name in scan.columns))
         self._splits = self._make_splits(sources, data.held_out)
         if any(scan.chat for _, scan in sources):
@@ -106,6 +113,7 @@ class FileTask:
                     f"data: responses end with {token!r} as in the chat template, not {self._tokenizer.eos_token!r}"
                 )
             self._tokenizer.eos_token = token
+            self.changed_end = True
 
     def examples(self, split: str) -> RowExamples:
         """Return the examples of "train", "dev" or "test"."""

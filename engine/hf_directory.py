@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,23 @@ class Origin:
         found = [file for pattern in TRAVELLING for file in sorted(directory.glob(pattern)) if file.is_file()]
         files = {file.relative_to(directory).as_posix(): file.read_bytes() for file in found}
         return Origin(directory, files, weights.types())
+
+    def ending_with(self, token: str, number: int) -> Origin:
+        """The same with another end of sequence, for whoever samples from a policy that was trained to write it."""
+        files = dict(self.files)
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if name in files:
+                files[name] = _json_bytes(json.loads(files[name]) | {"eos_token": token})
+        settings = json.loads(files.get("generation_config.json", b"{}"))
+        before = settings.get("eos_token_id")
+        others = before if isinstance(before, list) else [before]
+        ends = [number, *(other for other in others if other not in (None, number))]
+        files["generation_config.json"] = _json_bytes(settings | {"eos_token_id": ends})
+        return replace(self, files=files)
+
+
+def _json_bytes(table: dict[str, Any]) -> bytes:
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_config(directory: Path, field: str = "model.source") -> PretrainedConfig:

@@ -56,6 +56,8 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
         where, context = (directory if parallel.is_main else None), int(config.max_position_embeddings)
         task = FileTask(recipe, tokenizer, context, quarantine=where, quiet=not parallel.is_main)
         check_same_rows(task, directory)
+        if task.changed_end and origin is not None:
+            origin = origin.ending_with(tokenizer.eos_token, tokenizer.eos_token_id)
     dtype = DTYPES[recipe.model.dtype]
     policy = MegatronPolicy(config, parallel, dtype)
     policy.load_weights(weights, source="model.source")

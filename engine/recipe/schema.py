@@ -108,7 +108,7 @@ class DiscriminatorTable(Table):
     source: Text | None = None
     """Directory of a discriminator fitted before; if not given, one is fitted in the run."""
     kind: Annotated[str, AfterValidator(discriminator_kind)] = "sentence"
-    """"sentence" (2.1): a head on a frozen trunk; "cosine" (2.3); "polar" (2.2): a reward model; "package.module:Class"."""
+    """"sentence" (2.1): a head on a trunk; "polar" (2.2): a reward model; "cosine" (2.3); "package.module:Class"."""
     reward_model: Text | None = None
     """Kind "polar": directory of a sequence-classification model of one label; trunk, layer and fit are then unused."""
     fit_after: Name | None = None

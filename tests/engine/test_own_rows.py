@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -249,6 +250,10 @@ def test_sft_draws_among_experts_and_resumes_bit_identically(model: Path, tmp_pa
     assert min(counts.values()) > 40
     per_prompt = {identity: {p for i, p in chosen if i == identity} for identity, _ in chosen}
     assert sum(places == {0, 1} for places in per_prompt.values()) > len(per_prompt) / 2, "epochs differ"
+    words = AutoTokenizer.from_pretrained(tmp_path / "whole" / "final")
+    assert words.eos_token == "<|im_end|>", "whoever samples from the policy stops where it was taught to"
+    settings = json.loads((tmp_path / "whole" / "final" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [words.eos_token_id, words.convert_tokens_to_ids("<eos>")]
     lines = (tmp_path / "whole" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in lines] == [31]
 

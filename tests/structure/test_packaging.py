@@ -65,7 +65,8 @@ def test_a_checkout_is_not_mixed_with_an_installed_version(tmp_path: Path) -> No
 def test_the_checkout_hides_no_installed_package(tmp_path: Path) -> None:
     """Hugging Face has a package `kernels`; from the root of a checkout ours must not stand in for it."""
     (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "__init__.py").write_text("def reward(completions, **columns): return [0.0] * len(completions)\n")
+    source = "def reward(completions, **columns): return [0.0] * len(completions)\n"
+    (tmp_path / "kernels" / "__init__.py").write_text(source)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "x"\n[[stages]]\nname = "rl"\nsteps = 1\nlearning_rate = 1e-4\n'
