@@ -47,7 +47,7 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """Objects in files of a JSON object per line; held are 24 bytes a row, not the rows.
+    """Objects in files of a JSON object per line; held are 32 bytes a row, not the rows.
 
     Raises:
         UserError: a file cannot be read.
