@@ -147,7 +147,8 @@ def _tokenization(run: Run) -> tuple[Callable[[str], list[int]], Callable[[list[
 def card_line(card: QualityCard) -> str:
     """The figures one looks at, in a line."""
     return (
-        f"discriminator: held-out AUC {card.auc:.2f}; second expert against rollouts {card.rollouts:.2f}, "
+        f"discriminator: held-out AUC {card.auc:.2f}; second expert against rollouts {card.rollouts:.2f} by "
+        f"sentence, {card.rollouts_by_response:.2f} by response, "
         f"other prompts {card.other_prompts:.2f}, saturated {card.saturation:.1%}"
     )
 

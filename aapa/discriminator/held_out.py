@@ -100,7 +100,10 @@ def quality_card(
         name: auc_length_matched(positive.score_B, positive.length_B, score, length_B[name])
         for name, score in score_B.items()
     }
-    a_B = (reference_scores(discriminator, pool) - discriminator.mean) / discriminator.std
+    reference_B = reference_scores(discriminator, pool)
+    second_R, second_length_R = _second_experts(discriminator, pool)
+    rollout_N, rollout_length_N = response_means(reference_B, pool.rollout_length_N)
+    a_B = (reference_B - discriminator.mean) / discriminator.std
     return QualityCard(
         auc=plain["all"],
         rollouts=plain["rollouts"],
@@ -110,6 +113,8 @@ def quality_card(
         rollouts_length_matched=matched["rollouts"],
         other_prompts_length_matched=matched["other_prompts"],
         corruptions_length_matched={kind: matched[kind] for kind in CORRUPTIONS},
+        rollouts_by_response=auc(second_R, rollout_N),
+        rollouts_by_response_length_matched=auc_length_matched(second_R, second_length_R, rollout_N, rollout_length_N),
         saturation=float((a_B.abs() > SATURATION).float().mean()),
         counts={
             "train_prompts": train_prompts,
@@ -121,6 +126,32 @@ def quality_card(
             role: score_histogram((examined[role].score_B - discriminator.mean) / discriminator.std) for role in roles
         },
     )
+
+
+def response_means(score_B: Tensor, length_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean score of each response that has a sentence, and how many it has.
+
+    Args:
+        score_B: of consecutive responses' sentences.
+        length_N: int64, sentences of each response.
+    """
+    sum_N = torch.zeros(len(length_N), dtype=torch.float64, device=score_B.device)
+    owner_B = torch.arange(len(length_N), device=score_B.device).repeat_interleave(length_N)
+    sum_N.index_add_(0, owner_B, score_B.double())
+    kept_N = length_N > 0
+    return (sum_N / length_N.clamp(min=1))[kept_N], length_N[kept_N]
+
+
+def _second_experts(discriminator: Discriminator, pool: SentencePool) -> tuple[Tensor, Tensor]:
+    """`response_means` of the second experts against the first, whole, as a run scores a rollout."""
+    contrast_Q2 = pool.contrasts(reference_only=True)
+    source_R, set_R = contrast_Q2[contrast_Q2[:, 0] != contrast_Q2[:, 1]].unbind(1)
+    length_R = pool.experts.count_G[source_R]
+    nothing = torch.zeros(0, dtype=torch.int64, device=source_R.device)
+    row_B = torch.cat([nothing, *(pool.experts.rows(int(source)) for source in source_R)])
+    set_B = set_R.repeat_interleave(length_R)
+    score_B = score_rows(discriminator, pool, pool, row_B, set_B, torch.zeros_like(row_B, dtype=torch.bool))
+    return response_means(score_B, length_R)
 
 
 def _items(pool: SentencePool, role: str) -> tuple[Tensor, Tensor, Tensor]:

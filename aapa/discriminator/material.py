@@ -132,6 +132,7 @@ def build_pool(
             whole,
             device,
         ),
+        rollout_length_N=torch.tensor(rollouts.counts, dtype=torch.int64, device=device),
     )
 
 

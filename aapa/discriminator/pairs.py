@@ -54,6 +54,7 @@ class SentencePool:
         experts: expert response → its sentences.
         rollouts: prompt → sentences of its rollouts.
         damaged: expert response → damaged sentences made from it.
+        rollout_length_N: int64, sentences of each rollout, in the order in which they lie.
     """
 
     state_SD: Tensor
@@ -64,6 +65,7 @@ class SentencePool:
     experts: Ragged
     rollouts: Ragged
     damaged: Ragged
+    rollout_length_N: Tensor
 
     def contrasts(self, reference_only: bool = False) -> Tensor:
         """Pairs (source, set) of expert responses: sentences of the source can be scored against the set.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ class QualityCard:
         corruptions: per kind of corruption.
         auc_length_matched, rollouts_length_matched, other_prompts_length_matched, corruptions_length_matched:
             the same over pairs of sentences of equal length in tokens.
+        rollouts_by_response, rollouts_by_response_length_matched: second expert against genuine rollouts, each judged
+            by the mean score of its sentences, as a run weighs a response; over all pairs, and over pairs of as many
+            sentences.
         saturation: share of held-out rollout sentences with |a| > 3 before clipping (3.1).
         counts: how many prompts and sentences the figures rest on; "leave_one_out" counts the positives that
             are not of a second expert.
@@ -42,6 +45,8 @@ class QualityCard:
     other_prompts_length_matched: float
     corruptions_length_matched: dict[str, float]
     saturation: float
+    rollouts_by_response: float = math.nan
+    rollouts_by_response_length_matched: float = math.nan
     counts: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, list[int]] = field(default_factory=dict)
 
@@ -57,6 +62,8 @@ class QualityCard:
         """The inverse of `to_json`."""
         back: dict[str, Any] = {}
         for f in fields(cls):
+            if f.name not in values and f.default is not MISSING:
+                continue  # a card of before this figure
             value = values[f.name]
             if isinstance(value, dict):
                 back[f.name] = {k: math.nan if v is None else v for k, v in value.items()}

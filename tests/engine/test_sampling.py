@@ -13,6 +13,7 @@ import torch
 from aapa import GRPO, Anchor, Schedule
 from aapa.engine.data import Sampler, TokenizedExample
 from aapa.engine.examples import Example
+from aapa.engine.rewards import FailureWindow, LocalReward, Rewards
 from aapa.engine.rollout import Rollout, sample_seed
 from aapa.engine.run import StageRun
 from aapa.engine.sampling import RolloutBatch, sample_batch
@@ -60,13 +61,13 @@ def batch_of(objective: GRPO, step: int = 0, replicas: int = 1, drawn: list[int]
         def generate(prompts, seeds, max_new_tokens, temperature):
             return [Rollout(p, [p[0], s], True, torch.zeros(2)) for p, s in zip(prompts, seeds, strict=True)]
 
-        def score(examples, texts, finished):
-            seen: Counter[int] = Counter()
+        def score(prompts, completions, **columns):
+            seen: Counter[str] = Counter()
             found = []
-            for example in examples:
-                found.append(rewards_of(example.id)[seen[example.id] % 2])
-                seen[example.id] += 1
-            return found
+            for prompt in prompts:
+                found.append(rewards_of(int(prompt))[seen[prompt] % 2])
+                seen[prompt] += 1
+            return [None if math.isnan(value) else value for value in found]
 
         run = SimpleNamespace(
             parallel=parallel,
@@ -77,14 +78,15 @@ def batch_of(objective: GRPO, step: int = 0, replicas: int = 1, drawn: list[int]
         )
         stage = StageRun(
             index=0,
-            table=SimpleNamespace(objective=objective, name="rl"),
+            table=SimpleNamespace(objective=objective, name="rl", steps=9),
             data=data,
             sampler=main,
             refills=Sampler(SIZE, 7, "rl/refills"),
             experts=main,
-            rewards=score,
+            rewards=Rewards(((LocalReward("aapa.tests:score", score, "rewards"), 1.0),)),
             reference=None,
             scorer=None,
+            failures=FailureWindow(200, 0.05),
         )
         results[rank] = sample_batch(run, stage, step, drawn)
 

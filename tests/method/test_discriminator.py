@@ -23,6 +23,7 @@ from aapa.discriminator import (
 from aapa.discriminator.base import table_hash
 from aapa.discriminator.corruptions import CORRUPTIONS
 from aapa.discriminator.fit import feature_statistics, standardised, train_model
+from aapa.discriminator.held_out import quality_card, response_means
 from aapa.discriminator.material import Tokenization, build_pool
 from aapa.discriminator.pairs import PairSampler, SentencePool, draw_sets
 from aapa.discriminator.quality import auc, auc_length_matched
@@ -128,6 +129,37 @@ def test_separable_styles_are_separated(loss: str) -> None:
     assert card.counts["rollouts"] == 3 * 40 * ROLES
     assert card.counts["leave_one_out"] == card.counts["damaged"] == 0
     assert 0 <= card.saturation < 0.05
+    # Three sentences know more than one.
+    assert card.rollouts_by_response >= card.rollouts
+    assert card.rollouts_by_response_length_matched == card.rollouts_by_response
+
+
+def test_a_response_is_judged_by_the_mean_of_its_sentences() -> None:
+    """The responses' AUC, counted pair by pair from scores made one response at a time."""
+    material = make_material(12, rollout_style=0)
+    discriminator, _ = fit(material, replace(QUICK, steps=20))
+    pool = make_pool(material)
+    card = quality_card(discriminator, pool, pool, 0)
+
+    def mean(sentence_KD: Tensor, prompt: int) -> float:
+        expert_ED = pool.state_SD[pool.experts.rows(2 * prompt)]
+        groups = torch.tensor([0, len(sentence_KD)]), torch.tensor([0, len(expert_ED)])
+        return float(discriminator.score(sentence_KD, groups[0], expert_ED, groups[1]).double().mean())
+
+    seconds = [mean(pool.state_SD[pool.experts.rows(2 * prompt + 1)], prompt) for prompt in range(12)]
+    rollouts = [
+        mean(states, prompt)
+        for prompt in range(12)
+        for states in pool.state_SD[pool.rollouts.rows(prompt)].split(ROLES)
+    ]
+    wins = sum((s > r) + (s == r) / 2 for s in seconds for r in rollouts)
+    assert card.rollouts_by_response == pytest.approx(wins / (len(seconds) * len(rollouts)), abs=1e-3)
+
+
+def test_responses_without_sentences_have_no_mean() -> None:
+    mean_N, length_N = response_means(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 2, 0, 1]))
+    assert mean_N.tolist() == [1.5, 6.0]
+    assert length_N.tolist() == [2, 1]
 
 
 def test_corruptions_that_the_trunk_can_see_are_found() -> None:
