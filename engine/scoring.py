@@ -60,7 +60,7 @@ class Scores:
 
     def token_mask(self, index: int) -> Tensor:
         """[R] bool, tokens of one response that the anchor speaks of."""
-        return self.kept[index].repeat_interleave(self.cu_sents[index].diff().long())
+        return _token_mask(self.cu_sents[index], self.kept[index])
 
 
 class Scorer(Protocol):
@@ -232,8 +232,12 @@ def check_origin(discriminator: PolarDiscriminator, model: RewardModel) -> None:
 
 
 def _kept_tokens(tokens: list[int], cu_sents: Tensor, kept: Tensor) -> list[int]:
-    mask = kept.repeat_interleave(cu_sents.diff().long()).tolist()
+    mask = _token_mask(cu_sents, kept).tolist()
     return [token for token, chosen in zip(tokens, mask, strict=True) if chosen]
+
+
+def _token_mask(cu_sents: Tensor, kept: Tensor) -> Tensor:
+    return kept.repeat_interleave(cu_sents.diff().long())
 
 
 def _runs(ids: list[int]) -> list[list[int]]:

@@ -117,7 +117,7 @@ def fit_sentence_discriminator(
     tokenization = Tokenization(encode, decode, table, settings.granularity)
     rng = random.Random(f"{seed}/fit")
     train = build_pool(trunk, fitted_on, tokenization, settings.corruptions_per_prompt, rng, reference_only=False)
-    test = _held_out_pool(trunk, held_out, tokenization, settings, seed)
+    test = held_out_pool(trunk, held_out, tokenization, settings, seed)
     mean_D, std_D = feature_statistics(train)
     origin = Origin(trunk.hash, settings.layer, table_hash(table))
     discriminator: SentenceDiscriminator | CosineDiscriminator
@@ -130,7 +130,7 @@ def fit_sentence_discriminator(
         discriminator = SentenceDiscriminator(model.head(mean_D, std_D), 0.0, 1.0, origin, settings.granularity)
         mean, std = calibrate(discriminator, test)
         discriminator = replace(discriminator, mean=mean, std=std)
-    return discriminator, _card(discriminator, test, len(fitted_on))
+    return discriminator, card_on(discriminator, test, len(fitted_on))
 
 
 def examine(
@@ -154,8 +154,8 @@ def examine(
         (mean and standard deviation of the held-out rollouts' scores, figures on the held-out prompts).
     """
     fitted_on, held_out = split_material(material, settings, seed)
-    test = _held_out_pool(trunk, held_out, Tokenization(encode, decode, table, settings.granularity), settings, seed)
-    return *calibrate(discriminator, test), _card(discriminator, test, len(fitted_on))
+    test = held_out_pool(trunk, held_out, Tokenization(encode, decode, table, settings.granularity), settings, seed)
+    return *calibrate(discriminator, test), card_on(discriminator, test, len(fitted_on))
 
 
 def split_material(
@@ -175,14 +175,14 @@ def split_material(
     return shuffled[held:], shuffled[:held]
 
 
-def _held_out_pool(
+def held_out_pool(
     trunk: Trunk, held_out: list[FitMaterial], tokenization: Tokenization, settings: FitSettings, seed: int
 ) -> SentencePool:
     rng = random.Random(f"{seed}/held out")
     return build_pool(trunk, held_out, tokenization, settings.corruptions_per_prompt, rng, reference_only=True)
 
 
-def _card(discriminator: Discriminator, test: SentencePool, train_prompts: int) -> QualityCard:
+def card_on(discriminator: Discriminator, test: SentencePool, train_prompts: int) -> QualityCard:
     return quality_card(discriminator, test, standardised(test, *feature_statistics(test)), train_prompts)
 
 

@@ -101,7 +101,7 @@ def quality_card(
         for name, score in score_B.items()
     }
     reference_B = reference_scores(discriminator, pool)
-    second_R, second_length_R = _second_experts(discriminator, pool)
+    second_R, second_length_R = _second_experts(positive, pool)
     rollout_N, rollout_length_N = response_means(reference_B, pool.rollout_length_N)
     a_B = (reference_B - discriminator.mean) / discriminator.std
     return QualityCard(
@@ -142,16 +142,10 @@ def response_means(score_B: Tensor, length_N: Tensor) -> tuple[Tensor, Tensor]:
     return (sum_N / length_N.clamp(min=1))[kept_N], length_N[kept_N]
 
 
-def _second_experts(discriminator: Discriminator, pool: SentencePool) -> tuple[Tensor, Tensor]:
+def _second_experts(positives: Examined, pool: SentencePool) -> tuple[Tensor, Tensor]:
     """`response_means` of the second experts against the first, whole, as a run scores a rollout."""
-    contrast_Q2 = pool.contrasts(reference_only=True)
-    source_R, set_R = contrast_Q2[contrast_Q2[:, 0] != contrast_Q2[:, 1]].unbind(1)
-    length_R = pool.experts.count_G[source_R]
-    nothing = torch.zeros(0, dtype=torch.int64, device=source_R.device)
-    row_B = torch.cat([nothing, *(pool.experts.rows(int(source)) for source in source_R)])
-    set_B = set_R.repeat_interleave(length_R)
-    score_B = score_rows(discriminator, pool, pool, row_B, set_B, torch.zeros_like(row_B, dtype=torch.bool))
-    return response_means(score_B, length_R)
+    source_Q, set_Q = pool.contrasts(reference_only=True).unbind(1)
+    return response_means(positives.score_B[~positives.leave_out_B], pool.experts.count_G[source_Q[source_Q != set_Q]])
 
 
 def _items(pool: SentencePool, role: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from aapa.discriminator.base import Origin, discriminator_hash
-from aapa.discriminator.fit import FitSettings, examine
-from aapa.discriminator.material import FitMaterial
+from aapa.discriminator.fit import FitSettings, card_on, examine, held_out_pool, split_material
+from aapa.discriminator.held_out import calibrate
+from aapa.discriminator.material import FitMaterial, Tokenization
 from aapa.discriminator.quality import QualityCard
 from aapa.kernels import SentenceTable
 from aapa.sentences import Granularity
@@ -141,13 +142,15 @@ def calibrate_reward_model(
     Raises:
         ValueError: too few prompts, held-out rollouts that cannot calibrate, or another granularity.
     """
-    rest = (material, settings, encode, decode, table, seed)
-    known: dict[Comparison, float] = {}
-    raw = PolarDiscriminator(0.0, 1.0, model.origin, settings.granularity)
-    mean, std, _ = examine_reward_model(raw, model, *rest, known=known)
-    frozen = replace(raw, mean=mean, std=std)
+    fitted_on, held_out = split_material(material, settings, seed)
+    judge = _judge(PolarDiscriminator(0.0, 1.0, model.origin, settings.granularity), model)
+    test = held_out_pool(
+        judge.readings, held_out, Tokenization(encode, decode, table, settings.granularity), settings, seed
+    )
+    mean, std = calibrate(judge, test)
     # Figures such as the saturation are of calibrated scores; no comparison is made twice.
-    return frozen, examine_reward_model(frozen, model, *rest, known=known)[2]
+    card = card_on(replace(judge, mean=mean, std=std), test, len(fitted_on))
+    return PolarDiscriminator(mean, std, model.origin, settings.granularity), card
 
 
 def examine_reward_model(
@@ -159,16 +162,21 @@ def examine_reward_model(
     decode: Callable[[list[int]], str],
     table: SentenceTable,
     seed: int,
-    known: dict[Comparison, float] | None = None,
 ) -> tuple[float, float, QualityCard]:
-    """`aapa.discriminator.examine` for a reward model.
+    """`aapa.discriminator.examine` for a reward model; arguments as in `calibrate_reward_model`."""
+    judge = _judge(discriminator, model)
+    return examine(judge, judge.readings, material, settings, encode, decode, table, seed)
 
-    Args:
-        known: scores found before, which is added to. The others as in `calibrate_reward_model`.
-    """
-    readings = Readings(discriminator.origin.trunk, model.text)
-    judge = Judge(discriminator, readings, model, {} if known is None else known)
-    return examine(judge, readings, material, settings, encode, decode, table, seed)
+
+def _judge(discriminator: PolarDiscriminator, model: RewardModelView) -> Judge:
+    return Judge(
+        discriminator.mean,
+        discriminator.std,
+        discriminator.origin,
+        discriminator.granularity,
+        readings=Readings(discriminator.origin.trunk, model.text),
+        model=model,
+    )
 
 
 class Readings:
@@ -199,44 +207,17 @@ class Readings:
         return torch.arange(first, len(self.read), dtype=torch.float32).view(-1, 1)
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A reward model as a `Discriminator` over the numbers of `Readings`, for `examine`."""
+@dataclass(frozen=True, kw_only=True)
+class Judge(PolarDiscriminator):
+    """A reward model as a `Discriminator` over the numbers of `Readings`, for `examine`.
 
-    frozen: PolarDiscriminator
+    Attributes:
+        known: scores found so far.
+    """
+
     readings: Readings
     model: RewardModelView
-    known: dict[Comparison, float]
-
-    @property
-    def kind(self) -> str:
-        return self.frozen.kind
-
-    @property
-    def granularity(self) -> Granularity:
-        return self.frozen.granularity
-
-    @property
-    def mean(self) -> float:
-        return self.frozen.mean
-
-    @property
-    def std(self) -> float:
-        return self.frozen.std
-
-    @property
-    def origin(self) -> Origin:
-        return self.frozen.origin
-
-    @property
-    def hash(self) -> str:
-        return self.frozen.hash
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def scalars(self) -> dict[str, float]:
-        return {}
+    known: dict[Comparison, float] = field(default_factory=dict)
 
     def score(self, sentence_SD: Tensor, cu_group: Tensor, expert_ED: Tensor, cu_expert: Tensor) -> Tensor:
         """Raw scores of responses against the reference of their group, float64 [S]; as in `Discriminator`."""
