@@ -32,14 +32,7 @@ def data_problems(recipe: Recipe) -> list[Problem]:
     own = bool(data.files) or data.dataset is not None
     problems = _dataset_problems(recipe) + _weight_problems(recipe)
     if not own:
-        problems += [
-            at(
-                f"data.{field}",
-                f"expected nothing without data.files or data.dataset, got {short(getattr(data, field))}",
-            )
-            for field in _OF_ROWS
-            if _given(data, field)
-        ]
+        problems += _without_rows(data)
         if recipe.evaluation.rewards:
             text = "expected none, for the task judges, got " + str(len(recipe.evaluation.rewards))
             problems.append(at("evaluation.rewards", text))
@@ -63,6 +56,18 @@ def data_problems(recipe: Recipe) -> list[Problem]:
         if value not in SPLITS:
             problems.append(at(f"evaluation.{field}", f"expected one of {', '.join(SPLITS)}, got {short(value)}"))
     return problems
+
+
+def _without_rows(data: DataTable) -> list[Problem]:
+    """Settings for rows where there are none: forgotten rows, as in the package's recipes, unless a task is named."""
+    given = [field for field in _OF_ROWS if _given(data, field)]
+    if given and not _given(data, "task"):
+        text = f"expected the rows that data.{given[0]} speaks of, got none; give --data.files rows.jsonl"
+        return [at("data.files", text)]
+    return [
+        at(f"data.{field}", f"expected nothing without data.files or data.dataset, got {short(getattr(data, field))}")
+        for field in given
+    ]
 
 
 def reward_problems(recipe: Recipe) -> list[Problem]:

@@ -303,6 +303,8 @@ def test_a_recipe_of_the_package_goes_by_name(tmp_path: Path, monkeypatch: pytes
 def test_recipes_of_the_package_are_valid() -> None:
     assert {"smoke", "mini-if-grpo", "mini-if-a-grpo"} <= set(shipped_recipes())
     for name in shipped_recipes():
+        if name.startswith("qwen3"):
+            continue  # they want rows: test_own_data_recipes.py
         file = SHIPPED / f"{name}.toml"
         # The demonstration's arms begin where its start ends, so their directories are not looked up here.
         recipe = parse_recipe(tomllib.loads(file.read_text())) if name.startswith("demo") else load_recipe(name)
