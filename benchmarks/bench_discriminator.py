@@ -222,7 +222,7 @@ def measure(run: Run, prompts: int, epochs: int) -> dict[str, Any]:
     table = table.model_copy(update={"prompts": prompts})
     material = stage._material(run, table)
     settings, seed = stage._fit_settings(run, table), run.recipe.seed
-    tokenization = Tokenization(*stage._tokenization(run), settings.granularity)
+    tokenization = Tokenization(*stage._tokenization(run), settings.granularity, settings.delimiters)
     trunk = stage.open_trunk(run, stage._trunk_directory(run, table), table.layer, table.logprob_features)
     corruptions = settings.corruptions_per_prompt
     figures: dict[str, Any] = {}

@@ -180,7 +180,18 @@ def open_scorer(run: Run, anchor: Anchor) -> Scorer:
         return open_response_scorer(run, discriminator, Path(moved) if moved else source, table, delimiters)
     assert isinstance(discriminator, Discriminator), "a kind that is no reward model scores sentence states"
     trunk = open_trunk(run, source, facts["layer"], facts["logprob_features"])
-    cache = ExpertCache(trunk, discriminator.origin, table, anchor.granularity, run.directory / "experts", delimiters)
+    settings = run.recipe.discriminator
+    assert settings is not None
+    cache = ExpertCache(
+        trunk,
+        discriminator.origin,
+        table,
+        anchor.granularity,
+        run.directory / "experts",
+        delimiters,
+        dtype=settings.cache_dtype,
+        verify=settings.cache_verify,
+    )
     return SentenceScorer(discriminator, trunk, table, cache, delimiters)
 
 
@@ -303,13 +314,14 @@ def _material(run: Run, settings: DiscriminatorTable) -> list[FitMaterial]:
 
 
 def _fit_settings(run: Run, table: DiscriminatorTable) -> FitSettings:
-    """The recipe's numbers, and the granularity of the stages that will use them."""
+    """The recipe's numbers, and granularity and span of the stages that will use them."""
     anchors = [stage.objective.anchor for stage in run.recipe.stages]
+    anchor = next((a for a in anchors if a is not None and a.active), None)
     usual: Granularity = "response" if table.kind == "polar" else "sentence"
     return FitSettings(
         # A reward model is only calibrated, as "cosine" is.
         kind="sentence" if table.kind == "sentence" else "cosine",
-        granularity=next((a.granularity for a in anchors if a is not None and a.active), usual),
+        granularity=usual if anchor is None else anchor.granularity,
         layer=table.layer,
         rank=table.rank,
         width=table.width,
@@ -321,4 +333,5 @@ def _fit_settings(run: Run, table: DiscriminatorTable) -> FitSettings:
         learning_rate=table.learning_rate,
         weight_decay=table.weight_decay,
         held_out=table.held_out,
+        delimiters=None if anchor is None else delimiter_ids(run.tokenizer, anchor),
     )

@@ -15,7 +15,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from aapa.kernels import SentenceTable
-from aapa.sentences import end_ids, spans
+from aapa.sentences import anchored_spans, end_ids
 
 CORRUPTIONS = (
     "repetition",
@@ -78,6 +78,8 @@ class Corruptor:
         owners: prompt of each response; "other" responses are those of another prompt.
         table: segmentation table of the tokenizer.
         encode, decode: text to ids without special tokens, and back.
+        prompts: token ids of each response's prompt; needed beside `delimiters`.
+        delimiters: ids of an opening and a closing token; what lies between them stays as it is.
     """
 
     def __init__(
@@ -87,20 +89,30 @@ class Corruptor:
         table: SentenceTable,
         encode: Callable[[str], list[int]],
         decode: Callable[[list[int]], str],
+        prompts: Sequence[Sequence[int]] = (),
+        delimiters: tuple[int, int] | None = None,
     ) -> None:
         self.encode, self.decode, self.owners = encode, decode, list(owners)
         ends = end_ids(table)
         self.endings: list[list[int]] = []
         self.sentences: list[list[list[int]]] = []
-        for response, cu_sents in zip(responses, spans(responses, table), strict=True):
+        # Places of the sentences that may be damaged, and their texts.
+        self.places: list[list[int]] = []
+        for response, cu_sents, kept in zip(
+            responses, *anchored_spans(prompts or responses, responses, table, "sentence", delimiters), strict=True
+        ):
             length = len(response)
             while length and response[length - 1] in ends:
                 length -= 1
-            bounds = [min(bound, length) for bound in cu_sents.tolist()]
-            pieces = [list(response[a:b]) for a, b in pairwise(bounds) if b > a]
-            self.sentences.append(pieces)
+            bounds = pairwise(min(bound, length) for bound in cu_sents.tolist())
+            pieces = [(list(response[a:b]), open) for (a, b), open in zip(bounds, kept.tolist(), strict=True) if b > a]
+            self.sentences.append([ids for ids, _ in pieces])
+            self.places.append([place for place, (_, open) in enumerate(pieces) if open])
             self.endings.append(list(response[length:]))
-        self.texts = [[SentenceText.of(decode(ids)) for ids in pieces] for pieces in self.sentences]
+        self.texts = [
+            [SentenceText.of(decode(pieces[place])) for place in places]
+            for pieces, places in zip(self.sentences, self.places, strict=True)
+        ]
 
     def corrupt(self, index: int, kind: str, rng: random.Random) -> Damaged | None:
         """A damaged version of response `index`; None where this kind has nothing to damage."""
@@ -123,12 +135,13 @@ class Corruptor:
     def _damage_words(self, index: int, kind: str, rng: random.Random) -> list[tuple[list[int], bool]]:
         """Damages the words of some sentences."""
         parts = [(ids, False) for ids in self.sentences[index]]
-        for k in rng.sample(range(len(parts)), rng.randint(1, len(parts))):
+        places = self.places[index]
+        for k in rng.sample(range(len(places)), rng.randint(1, len(places))):
             text = self.texts[index][k]
             body = self._damaged_body(text, index, kind, rng)
             ids = self._written(text.lead + body + text.trail)
             if ids and body != text.body:
-                parts[k] = (ids, True)
+                parts[places[k]] = (ids, True)
         return parts
 
     def _damaged_body(self, text: SentenceText, index: int, kind: str, rng: random.Random) -> str:
@@ -159,12 +172,12 @@ class Corruptor:
 
     def _repeat(self, index: int, rng: random.Random) -> list[tuple[list[int], bool]]:
         """Says sentences again, somewhere after they were said."""
-        own = self.texts[index]
-        repeats: list[list[tuple[list[int], bool]]] = [[] for _ in own]
+        own, places = self.texts[index], self.places[index]
+        repeats: list[list[tuple[list[int], bool]]] = [[] for _ in self.sentences[index]]
         for _ in range(rng.randint(1, 3)):
             k = rng.choice([k for k, text in enumerate(own) if text.body])
             after = rng.randrange(k, len(own))
-            repeats[after].append((self._placed(index, own[k], last=after == len(own) - 1), True))
+            repeats[places[after]].append((self._placed(index, own[k], last=after == len(own) - 1), True))
         parts = []
         for ids, again in zip(self.sentences[index], repeats, strict=True):
             parts += [(ids, False), *again]
@@ -173,10 +186,11 @@ class Corruptor:
     def _go_on(self, index: int, rng: random.Random) -> list[tuple[list[int], bool]]:
         """Goes on after the end: with a sentence that belongs before it, or with sentences from elsewhere."""
         parts = [(ids, False) for ids in self.sentences[index]]
-        if len(parts) > 2 and rng.random() < 0.5:
-            k = rng.randrange(1, len(parts) - 1)
+        places = self.places[index]
+        if len(places) > 2 and rng.random() < 0.5:
+            k = rng.randrange(1, len(places) - 1)
             moved = self._placed(index, self.texts[index][k], last=True)
-            return [*parts[:k], *parts[k + 1 :], (moved, True)]
+            return [*parts[: places[k]], *parts[places[k] + 1 :], (moved, True)]
         for _ in range(rng.randint(1, 3)):
             added = self._other(index, rng) if rng.random() < 0.5 else rng.choice(self.texts[index])
             if added and added.body:
@@ -185,8 +199,8 @@ class Corruptor:
 
     def _break_off(self, index: int, rng: random.Random) -> Damaged | None:
         """Stops in the middle of a sentence, without an end."""
-        pieces = self.sentences[index]
-        k = rng.randrange(len(pieces))
+        pieces, places = self.sentences[index], self.places[index]
+        k = places[rng.randrange(len(places))]
         if len(pieces[k]) < 3:
             return None
         kept = rng.randint(1, max(1, 2 * len(pieces[k]) // 3))

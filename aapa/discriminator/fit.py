@@ -17,7 +17,14 @@ from torch.nn.functional import softplus
 from aapa.discriminator.base import Discriminator, Origin, Trunk, table_hash
 from aapa.discriminator.cosine import CosineDiscriminator
 from aapa.discriminator.held_out import calibrate, quality_card
-from aapa.discriminator.material import FitMaterial, Tokenization, build_pool, check_material, permuted
+from aapa.discriminator.material import (
+    FitMaterial,
+    Tokenization,
+    anchored_material,
+    build_pool,
+    check_material,
+    permuted,
+)
 from aapa.discriminator.pairs import PairSampler, SentencePool
 from aapa.discriminator.quality import QualityCard
 from aapa.discriminator.sentence import SentenceDiscriminator, SentenceModel
@@ -44,6 +51,8 @@ class FitSettings:
         dropout: on the hidden layer.
         negative_mix: weights of rollouts, expert sentences of other prompts, and damaged sentences.
         held_out: share of the prompts that calibrates and examines.
+        delimiters: ids of an opening and a closing token; what lies between them is context only, as in a run with
+            `anchor.span`: it is neither scored, compared with, nor damaged. None: all of a response counts.
         shuffle_labels: deal second experts and rollouts anew, to see that nothing else gives positives away.
     """
 
@@ -63,6 +72,7 @@ class FitSettings:
     negative_mix: tuple[float, float, float] = (0.45, 0.2, 0.35)
     held_out: float = 0.2
     shuffle_labels: bool = False
+    delimiters: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -114,7 +124,7 @@ def fit_sentence_discriminator(
             split, or held-out rollouts that cannot calibrate.
     """
     fitted_on, held_out = split_material(material, settings, seed)
-    tokenization = Tokenization(encode, decode, table, settings.granularity)
+    tokenization = Tokenization(encode, decode, table, settings.granularity, settings.delimiters)
     rng = random.Random(f"{seed}/fit")
     train = build_pool(trunk, fitted_on, tokenization, settings.corruptions_per_prompt, rng, reference_only=False)
     test = held_out_pool(trunk, held_out, tokenization, settings, seed)
@@ -154,7 +164,8 @@ def examine(
         (mean and standard deviation of the held-out rollouts' scores, figures on the held-out prompts).
     """
     fitted_on, held_out = split_material(material, settings, seed)
-    test = held_out_pool(trunk, held_out, Tokenization(encode, decode, table, settings.granularity), settings, seed)
+    tokenization = Tokenization(encode, decode, table, settings.granularity, settings.delimiters)
+    test = held_out_pool(trunk, held_out, tokenization, settings, seed)
     return *calibrate(discriminator, test), card_on(discriminator, test, len(fitted_on))
 
 
@@ -163,8 +174,9 @@ def split_material(
 ) -> tuple[list[FitMaterial], list[FitMaterial]]:
     """(prompts to fit on, prompts that are held out); which ones depends on their number and the seed."""
     check_material(material)
+    material = anchored_material(material, settings.delimiters)
     rng = random.Random(seed)
-    shuffled = rng.sample(list(material), len(material))
+    shuffled = rng.sample(material, len(material))
     if settings.shuffle_labels:
         shuffled = permuted(shuffled, rng)
     held = round(settings.held_out * len(shuffled))

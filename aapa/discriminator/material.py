@@ -13,7 +13,7 @@ from aapa.discriminator.base import Trunk
 from aapa.discriminator.corruptions import CORRUPTIONS, Corruptor, Damaged
 from aapa.discriminator.pairs import Ragged, SentencePool
 from aapa.kernels import SentenceTable
-from aapa.sentences import Granularity, spans
+from aapa.sentences import Granularity, anchored_spans, outside
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,85 @@ class Tokenization:
     Attributes:
         encode, decode: text to ids without special tokens, and back.
         table, granularity: of the spans.
+        delimiters: ids of an opening and a closing token; what lies between them is not anchored. None: all is.
     """
 
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
     table: SentenceTable
     granularity: Granularity
+    delimiters: tuple[int, int] | None = None
+
+
+def anchored_material(material: Sequence[FitMaterial], delimiters: tuple[int, int] | None) -> list[FitMaterial]:
+    """The material less responses of which nothing is anchored, and prompts whose first expert is such a one.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if delimiters is None:
+        return list(material)
+
+    def anchored(item: FitMaterial, responses: list[list[int]]) -> list[list[int]]:
+        return [ids for ids in responses if bool(outside(item.prompt, ids, *delimiters).any())]
+
+    left = [
+        replace(item, experts=anchored(item, item.experts), rollouts=anchored(item, item.rollouts))
+        for item in material
+        if anchored(item, item.experts[:1])
+    ]
+    if not left:
+        raise ValueError("material: expected expert responses with a part that is anchored, got none")
+    return left
+
+
+def without_delimited(material: Sequence[FitMaterial], delimiters: tuple[int, int] | None) -> list[FitMaterial]:
+    """`anchored_material`, with the delimited parts cut out of its responses."""
+    material = anchored_material(material, delimiters)
+    if delimiters is None:
+        return material
+
+    def cut(item: FitMaterial, ids: list[int]) -> list[int]:
+        return [token for token, kept in zip(ids, outside(item.prompt, ids, *delimiters).tolist(), strict=True) if kept]
+
+    return [
+        replace(item, experts=[cut(item, ids) for ids in item.experts], rollouts=[cut(item, r) for r in item.rollouts])
+        for item in material
+    ]
 
 
 class _Responses:
-    """Responses with their prompts and spans, in the order of a pool."""
+    """Responses with their prompts and spans, in the order of a pool.
 
-    def __init__(self, ids: list[list[int]], prompt: list[int], tokenization: Tokenization) -> None:
-        self.ids, self.prompt = ids, prompt
-        self.cu_sents = spans(ids, tokenization.table, tokenization.granularity)
-        self.counts = [len(cu) - 1 for cu in self.cu_sents]
+    Attributes:
+        kept: of each span of each response, whether it belongs to the pool.
+        counts: spans of each response that do.
+    """
 
-    def states(self, trunk: Trunk, material: Sequence[FitMaterial]) -> Tensor:
+    def __init__(
+        self, ids: list[list[int]], owners: list[int], material: Sequence[FitMaterial], tokenization: Tokenization
+    ) -> None:
+        self.ids, self.owners = ids, owners
+        self.prompts = [material[p].prompt for p in owners]
+        self.cu_sents, self.kept = anchored_spans(
+            self.prompts, ids, tokenization.table, tokenization.granularity, tokenization.delimiters
+        )
+
+    @property
+    def counts(self) -> list[int]:
+        return [int(kept.sum()) for kept in self.kept]
+
+    def states(self, trunk: Trunk) -> Tensor:
+        """Of the spans that are kept."""
         if not self.ids:
             return torch.zeros(0, trunk.hidden_size)
-        return trunk.sentence_states([material[p].prompt for p in self.prompt], self.ids, self.cu_sents).float()
+        state_SD = trunk.sentence_states(self.prompts, self.ids, self.cu_sents).float()
+        return state_SD[torch.cat(self.kept).to(state_SD.device)]
+
+    def lengths(self) -> Tensor:
+        """Tokens of the spans that are kept, int64."""
+        lengths = [cu.diff().long()[kept] for cu, kept in zip(self.cu_sents, self.kept, strict=True)]
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *lengths])
 
 
 def build_pool(
@@ -97,38 +156,46 @@ def build_pool(
     """
     number = [len(item.experts) for item in material]
     prompt_R = [p for p, count in enumerate(number) for _ in range(count)]
-    experts = _Responses([ids for item in material for ids in item.experts], prompt_R, tokenization)
+    experts = _Responses([ids for item in material for ids in item.experts], prompt_R, material, tokenization)
     rollouts = _Responses(
         [ids for item in material for ids in item.rollouts],
         [p for p, item in enumerate(material) for _ in item.rollouts],
+        material,
         tokenization,
     )
-    corruptor = Corruptor(experts.ids, prompt_R, tokenization.table, tokenization.encode, tokenization.decode)
+    corruptor = Corruptor(
+        experts.ids,
+        prompt_R,
+        tokenization.table,
+        tokenization.encode,
+        tokenization.decode,
+        experts.prompts,
+        tokenization.delimiters,
+    )
     first_R = Ragged.of(number).start_G.tolist()
     sources = [range(first + (reference_only and n > 1), first + n) for first, n in zip(first_R, number, strict=True)]
     made = damaged_responses(corruptor, sources, corruptions, rng)
-    damaged = _Responses([d.ids for _, d in made], [prompt_R[source] for source, _ in made], tokenization)
-    negatives = [d.negatives(cu) for (_, d), cu in zip(made, damaged.cu_sents, strict=True)]
+    damaged = _Responses([d.ids for _, d in made], [prompt_R[source] for source, _ in made], material, tokenization)
+    for (_, d), cu, kept in zip(made, damaged.cu_sents, damaged.kept, strict=True):
+        kept &= torch.tensor(d.negatives(cu), dtype=torch.bool)
 
     parts = (experts, rollouts, damaged)
-    states = [part.states(trunk, material) for part in parts]
+    states = [part.states(trunk) for part in parts]
     device = states[0].device
     whole = sum(experts.counts) + sum(rollouts.counts)
     kinds = [
         CORRUPTIONS.index(d.kind) for (_, d), count in zip(made, damaged.counts, strict=True) for _ in range(count)
     ]
-    keep_S = torch.tensor([True] * whole + [flag for flags in negatives for flag in flags], device=device)
-    length_S = torch.cat([cu.diff().long() for part in parts for cu in part.cu_sents]).to(device)
     return SentencePool(
-        state_SD=torch.cat([state.to(device) for state in states])[keep_S],
-        length_S=length_S[keep_S],
-        kind_S=torch.tensor([-1] * whole + kinds, device=device)[keep_S],
+        state_SD=torch.cat([state.to(device) for state in states]),
+        length_S=torch.cat([part.lengths() for part in parts]).to(device),
+        kind_S=torch.tensor([-1] * whole + kinds, device=device),
         prompt_R=torch.tensor(prompt_R, device=device),
         responses=Ragged.of(number, 0, device),
         experts=Ragged.of(experts.counts, 0, device),
-        rollouts=Ragged.of(_sums(rollouts.prompt, rollouts.counts, len(material)), sum(experts.counts), device),
+        rollouts=Ragged.of(_sums(rollouts.owners, rollouts.counts, len(material)), sum(experts.counts), device),
         damaged=Ragged.of(
-            _sums([source for source, _ in made], [sum(flags) for flags in negatives], len(prompt_R)),
+            _sums([source for source, _ in made], damaged.counts, len(prompt_R)),
             whole,
             device,
         ),

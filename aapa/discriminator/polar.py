@@ -20,7 +20,7 @@ from torch import Tensor
 from aapa.discriminator.base import Origin, discriminator_hash
 from aapa.discriminator.fit import FitSettings, card_on, examine, held_out_pool, split_material
 from aapa.discriminator.held_out import calibrate
-from aapa.discriminator.material import FitMaterial, Tokenization
+from aapa.discriminator.material import FitMaterial, Tokenization, without_delimited
 from aapa.discriminator.quality import QualityCard
 from aapa.kernels import SentenceTable
 from aapa.sentences import Granularity
@@ -132,8 +132,8 @@ def calibrate_reward_model(
     """Freezes a reward model with mu_off and sigma_off of (3.1) of held-out rollouts, and examines it.
 
     Args:
-        settings: only `granularity`, which must be "response", `held_out`, `corruptions_per_prompt` and
-            `shuffle_labels` count.
+        settings: only `granularity`, which must be "response", `held_out`, `corruptions_per_prompt`,
+            `shuffle_labels` and `delimiters` count; delimited parts are cut out, as a run does.
         The others as in `aapa.discriminator.examine`.
 
     Returns:
@@ -142,6 +142,7 @@ def calibrate_reward_model(
     Raises:
         ValueError: too few prompts, held-out rollouts that cannot calibrate, or another granularity.
     """
+    material, settings = _cut(material, settings)
     fitted_on, held_out = split_material(material, settings, seed)
     judge = _judge(PolarDiscriminator(0.0, 1.0, model.origin, settings.granularity), model)
     test = held_out_pool(
@@ -165,7 +166,13 @@ def examine_reward_model(
 ) -> tuple[float, float, QualityCard]:
     """`aapa.discriminator.examine` for a reward model; arguments as in `calibrate_reward_model`."""
     judge = _judge(discriminator, model)
+    material, settings = _cut(material, settings)
     return examine(judge, judge.readings, material, settings, encode, decode, table, seed)
+
+
+def _cut(material: Sequence[FitMaterial], settings: FitSettings) -> tuple[list[FitMaterial], FitSettings]:
+    """The material as a reward model reads it, and settings under which all of it counts."""
+    return without_delimited(material, settings.delimiters), replace(settings, delimiters=None)
 
 
 def _judge(discriminator: PolarDiscriminator, model: RewardModelView) -> Judge:

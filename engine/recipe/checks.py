@@ -168,21 +168,22 @@ def _discriminator_problems(recipe: Recipe) -> list[Problem]:
     if recipe.model.source != "scratch":
         earlier.append("start")
     if table.fit_after in earlier:
-        return _granularity_problems(recipe)
+        return _span_problems(recipe)
     wanted = f"a stage before the first anchored one ({', '.join(earlier) or 'there is none'})"
     return [at("discriminator.fit_after", f"expected {wanted}, got {got}")]
 
 
-def _granularity_problems(recipe: Recipe) -> list[Problem]:
+def _span_problems(recipe: Recipe) -> list[Problem]:
     """The discriminator is fitted on one kind of span, which all anchored stages share."""
-    found = [(i, stage.objective.anchor.granularity) for i, stage in enumerate(recipe.stages) if anchored(stage)]
+    anchors = [(i, stage.objective.anchor) for i, stage in enumerate(recipe.stages) if anchored(stage)]
     return [
         at(
-            f"stages.{i}.objective.anchor.granularity",
-            f"expected {found[0][1]!r} as in earlier stages, got {kind!r}",
+            f"stages.{i}.objective.anchor.{name}",
+            f"expected {getattr(anchors[0][1], name)!r} as in earlier stages, got {getattr(anchor, name)!r}",
         )
-        for i, kind in found
-        if kind != found[0][1]
+        for name in ("granularity", "span")
+        for i, anchor in anchors
+        if getattr(anchor, name) != getattr(anchors[0][1], name)
     ]
 
 

@@ -251,13 +251,16 @@ def test_an_anchor_that_never_acts_needs_no_discriminator(problems: Find) -> Non
     assert problems("stages.2.objective.anchor.weight", {"kind": "linear", "end": 1.0}) != []
 
 
-def test_anchored_stages_share_their_granularity(valid: dict[str, Any]) -> None:
+def test_anchored_stages_share_their_granularity_and_span(valid: dict[str, Any]) -> None:
     more = copy.deepcopy(valid["stages"][2])
     more["name"] = "more"
     valid["stages"].append(more)
     parse_recipe(valid)
     more["objective"]["anchor"]["granularity"] = "response"
     with pytest.raises(RecipeError, match="stages.3.objective.anchor.granularity: expected 'sentence' as in"):
+        parse_recipe(valid)
+    more["objective"]["anchor"] |= {"granularity": "sentence", "span": ["<think>", "</think>"]}
+    with pytest.raises(RecipeError, match="stages.3.objective.anchor.span: expected 'all' as in earlier stages, got"):
         parse_recipe(valid)
 
 

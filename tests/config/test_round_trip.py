@@ -75,11 +75,14 @@ def recipes(draw: st.DrawFn) -> Recipe:
     stages: list[dict[str, Any]] = [
         {"name": "first", "data": "corpus", "steps": 1, "learning_rate": 1e-3, "objective": SFT()}
     ]
-    granularity = draw(st.sampled_from(["sentence", "response"]))
+    shared = {
+        "granularity": draw(st.sampled_from(["sentence", "response"])),
+        "span": draw(st.sampled_from(["all", ("<think>", "</think>")])),
+    }
     for index in range(draw(st.integers(0, 3))):
         objective = draw(sft | grpo)
-        if objective.anchor is not None:  # all anchored stages share a granularity
-            anchor = dataclasses.replace(objective.anchor, granularity=granularity)
+        if objective.anchor is not None:  # what all anchored stages share
+            anchor = dataclasses.replace(objective.anchor, **shared)
             objective = dataclasses.replace(objective, anchor=anchor)
         stages.append(
             {

@@ -55,6 +55,11 @@ def test_a_fit_outside_of_the_run_gives_the_runs_own_discriminator(start, recipe
     # The recipe's own keys can be given, and decide.
     assert main([*words, "--discriminator.steps", "3"]) == 0
     assert json.loads((tmp_path / "fitted" / "discriminator.json").read_text())["hash"] != own["hash"]
+    # It is fitted on what the anchor will speak of.
+    assert main([*words, "--discriminator.steps", "3", "--stages.rl.objective.anchor.span", '["a", "e"]']) == 0
+    counts = json.loads((tmp_path / "fitted" / "discriminator.json").read_text())["card"]["counts"]
+    assert 0 < counts["held_out_prompts"] <= own["card"]["counts"]["held_out_prompts"]
+    assert counts["rollouts"] != own["card"]["counts"]["rollouts"]
 
 
 def test_a_fit_needs_the_stage_it_comes_after(recipe, tmp_path, capsys):
@@ -141,3 +146,24 @@ def test_bad_rows_are_named(start, tmp_path, capsys, line, message):
     data.write_text(line + "\n")
     assert main(["discriminator", "score", "--discriminator", str(start / "discriminator"), "--data", str(data)]) == 2
     assert f"{data}{message}" in capsys.readouterr().err
+
+
+def test_the_recipe_says_how_the_experts_states_are_kept(start, tmp_path):
+    from safetensors.torch import load_file
+
+    table = rl_table(start, 0.5, steps=1)
+    table["stages"][0]["rewards"][0]["function"] = "aapa.engine.tasks.mini_if.rewards:true_reward"
+    table["discriminator"]["cache_dtype"] = "bfloat16"
+    file = tmp_path / "recipe.toml"
+    file.write_text(parse_recipe(table).to_toml())
+    words = ["train", str(file), "--output", str(tmp_path / "run")]
+    assert main(words) == 0
+    (shard, *_) = (tmp_path / "run" / "experts").glob("*.safetensors")
+    assert "torch.bfloat16" in {str(t.dtype) for t in load_file(shard).values() if t.is_floating_point()}
+    # A changed byte is found, unless the recipe says not to look.
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert main(words) == 2
+    assert main([*words, "--discriminator.cache_verify", "false"]) == 0
