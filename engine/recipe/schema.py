@@ -144,7 +144,7 @@ class DiscriminatorTable(Table):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the prompts kept for calibration and for the quality card."""
     cache_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type in which the experts' sentence states are kept; half the disk for 16 bits, and scores that differ a little."""
+    """Type in which the experts' sentence states are kept; 16 bits halve the disk, and scores differ a little."""
     cache_verify: bool = Field(True, json_schema_extra=CHANGEABLE)
     """Whether the content of the whole expert cache is compared with its checksums each time that it is opened."""
 
