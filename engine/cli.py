@@ -130,11 +130,12 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _discriminator(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from aapa.engine import discriminator_command as command
-
     if arguments.action == "score":
-        command.score(arguments.discriminator, arguments.data, arguments.output)
+        from aapa.engine.discriminator_score import score
+
+        score(arguments.discriminator, arguments.data, arguments.output)
         return
+    from aapa.engine import discriminator_command as command
     from aapa.engine.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, overrides)

@@ -58,7 +58,7 @@ def read_row(row: Mapping[str, Any], rules: RowRules) -> Row:
         _check_text(prompt, rules.prompt_column)
         read: Prompt = prompt
     elif isinstance(prompt, Sequence):
-        read = _messages(prompt, rules.prompt_column)
+        read = read_messages(prompt, rules.prompt_column)
     else:
         got = "nothing" if prompt is None else type(prompt).__name__
         raise BadRow(f"{rules.prompt_column}: expected a text or messages, got {got}")
@@ -75,7 +75,8 @@ def _check_text(text: str, name: str) -> None:
         raise BadRow(f"{name}: expected Unicode text, got half a surrogate pair at {error.start}") from None
 
 
-def _messages(value: Sequence[Any], name: str) -> tuple[Mapping[str, Any], ...]:
+def read_messages(value: Sequence[Any], name: str) -> tuple[Mapping[str, Any], ...]:
+    """Messages of `role` and `content` that end before the answer; raises `BadRow` for others."""
     if not value:
         raise BadRow(f"{name}: expected at least one message, got none")
     messages = []

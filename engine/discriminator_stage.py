@@ -28,6 +28,7 @@ from aapa.discriminator import (
 from aapa.discriminator.store import read_record
 from aapa.engine.console import announce
 from aapa.engine.data import Sampler, tokenize
+from aapa.engine.discriminator_score import reading_facts
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import SafetensorsWeights, read_config
 from aapa.engine.policy.frozen import FrozenModel
@@ -85,7 +86,9 @@ def _fit_on_trunk(run: Run, settings: DiscriminatorTable) -> tuple[Frozen, Quali
         discriminator, card = fit_sentence_discriminator(
             trunk, material, _fit_settings(run, settings), *_tokenization(run), run.recipe.seed, on_progress
         )
-    return discriminator, card, directory, {"layer": settings.layer, "logprob_features": settings.logprob_features}
+    facts = {"layer": settings.layer, "logprob_features": settings.logprob_features}
+    span = _fit_settings(run, settings).delimiters
+    return discriminator, card, directory, facts | reading_facts(run.task, run.tokenizer) | {"span": span}
 
 
 def _calibrate_reward_model(run: Run, settings: DiscriminatorTable) -> tuple[Frozen, QualityCard, Path, dict[str, Any]]:
