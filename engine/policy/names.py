@@ -62,6 +62,22 @@ def entry(name: str, layer: int | None) -> Entry:
     return Entry((prefix + _PLAIN[rest],), "whole")
 
 
+def layer_parameters(hf: PretrainedConfig) -> list[str]:
+    """Names of a layer's parameters behind its prefix, in the order in which the module has them."""
+    biased, normed = hf.attention_bias, hf.model_type == "qwen3"
+    return [
+        "input_layernorm.weight",
+        "self_attention.linear_proj.weight",
+        *(["self_attention.linear_proj.bias"] if biased else []),
+        "self_attention.linear_qkv.weight",
+        *(["self_attention.linear_qkv.bias"] if biased else []),
+        *(["self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"] if normed else []),
+        "pre_mlp_layernorm.weight",
+        "mlp.linear_fc1.weight",
+        "mlp.linear_fc2.weight",
+    ]
+
+
 def split(entry: Entry, whole: Mapping[str, Tensor], hf: PretrainedConfig, rank: int, ranks: int) -> Tensor:
     """This tensor-parallel rank's local parameter from whole Hugging Face tensors."""
     parts = [whole[name] for name in entry.names]
