@@ -67,5 +67,5 @@ def linear_policy_loss(
     if main_grad is not None and main_grad.shape != weight_VD.shape:
         raise ValueError(f"main_grad: expected shape {tuple(weight_VD.shape)}, got {tuple(main_grad.shape)}")
     return resolve("linear_policy_loss", backend).linear_policy_loss(
-        hidden_TD, weight_VD, fields, spec, main_grad, vocab_size, tp_group, sequence_parallel
+        hidden_TD, weight_VD, fields, spec, main_grad, vocab_size, tp_group, sequence_parallel, mode
     )

@@ -6,13 +6,14 @@ Shape legend: T tokens, D hidden size, V vocabulary rows of this rank.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from aapa.kernels.fields import TokenFields, TokenLossSpec
+from aapa.kernels.reference.attach import attach, refuse_recomputation
 from aapa.kernels.reference.policy_loss import policy_loss
 from aapa.kernels.reference.vocab_parallel import (
     CHUNK_ROWS,
@@ -34,11 +35,12 @@ def linear_policy_loss(
     vocab_size: int | None,
     tp_group: ProcessGroup | None,
     sequence_parallel: bool,
+    mode: Literal["fast", "lean"] = "fast",
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    # Both modes compute the same, and the reference has one way.
     wanted = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_VD.requires_grad)
-    if wanted and torch._C._current_graph_task_id() != -1:
-        # Inside a backward pass only activation checkpointing runs forwards with gradients.
-        raise RuntimeError("linear_policy_loss: leave it outside of activation checkpointing; it would add twice")
+    if wanted:
+        refuse_recomputation("linear_policy_loss")
     head = _HeadPass(weight_VD, fields, spec, main_grad, vocab_size, tp_group)
     with torch.no_grad():
         whole_TD = gather_sequence(hidden_TD.detach(), tp_group, sequence_parallel)
@@ -50,7 +52,7 @@ def linear_policy_loss(
     if main_grad is None:
         assert head.weight_grad_VD is not None
         weight_grad_VD = head.weight_grad_VD.to(weight_VD.dtype)
-    return _Attach.apply(hidden_TD, weight_VD, loss, hidden_grad_TD, weight_grad_VD), metrics
+    return attach(hidden_TD, weight_VD, loss, hidden_grad_TD, weight_grad_VD, main_grad is not None), metrics
 
 
 class _HeadPass:
@@ -163,32 +165,3 @@ def _chunks(tokens: int) -> Iterator[slice]:
     """Rows in chunks; one empty chunk where there are none, so that the metrics have all their names."""
     for start in range(0, max(tokens, 1), CHUNK_ROWS):
         yield slice(start, min(start + CHUNK_ROWS, tokens))
-
-
-class _Attach(torch.autograd.Function):
-    """Hands the loss on, and gives the finished gradients back when autograd comes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_TD: Tensor,
-        weight_VD: Tensor,
-        loss: Tensor,
-        hidden_grad_TD: Tensor,
-        weight_grad_VD: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(weight_VD, hidden_grad_TD, weight_grad_VD)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        weight_VD, hidden_grad_TD, weight_grad_VD = ctx.saved_tensors
-        if weight_grad_VD is None:
-            if upstream.item() != 1.0:
-                raise RuntimeError(
-                    f"linear_policy_loss: expected an upstream gradient of 1 with main_grad, got {upstream.item()}; "
-                    "loss scaling and division by micro-batches must be off"
-                )
-            return hidden_grad_TD, weight_VD.new_zeros(()).expand_as(weight_VD), None, None, None
-        upstream = upstream.to(hidden_grad_TD.dtype)
-        return hidden_grad_TD * upstream, weight_grad_VD * upstream.to(weight_grad_VD.dtype), None, None, None

@@ -1,0 +1,111 @@
+"""`linear_logprob` by chunks of rows, made again in the backward pass: four products in all.
+
+Shape legend: T tokens, R rows of a chunk, D hidden size, V vocabulary rows of this rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from aapa.kernels.chunked.glue import Glue, RowTerms, finish
+from aapa.kernels.chunked.gradients import Gradients
+from aapa.kernels.chunked.plan import gradient_rows, row_chunks
+from aapa.kernels.chunked.products import product
+from aapa.kernels.chunked.shard import Shard
+
+
+@dataclass(frozen=True)
+class _Layout:
+    glue: Glue
+    vocab_size: int | None
+    group: ProcessGroup | None
+    sequence_parallel: bool
+
+
+class _LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, scale_T: Tensor | None, layout: _Layout
+    ) -> tuple[Tensor, Tensor]:
+        shard = Shard(hidden_TD, weight_VD, layout.vocab_size, layout.group)
+        whole_TD = shard.whole_rows(hidden_TD, layout.sequence_parallel)
+        logprob_T, entropy_T, lse_T = statistics(layout.glue, shard, whole_TD.to(shard.operand), target_T, scale_T)
+        ctx.save_for_backward(whole_TD, weight_VD, target_T, scale_T, lse_T, entropy_T)
+        ctx.layout, ctx.dtype = layout, hidden_TD.dtype
+        ctx.set_materialize_grads(False)
+        return logprob_T, entropy_T.clone()
+
+    @staticmethod
+    def backward(ctx: Any, logprob_grad_T: Tensor | None, entropy_grad_T: Tensor | None) -> Any:
+        whole_TD, weight_VD, target_T, scale_T, lse_T, entropy_T = ctx.saved_tensors
+        layout: _Layout = ctx.layout
+        shard = Shard(whole_TD, weight_VD, layout.vocab_size, layout.group)
+        logprob_grad_T = torch.zeros_like(lse_T) if logprob_grad_T is None else logprob_grad_T
+        rows_R = gradient_rows(logprob_grad_T, entropy_grad_T)
+        terms = RowTerms(target_T, scale_T, lse_T, entropy_T, logprob_grad_T, entropy_grad_T)
+        hidden_RD = whole_TD if rows_R is None else whole_TD[rows_R]
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        gradients = Gradients(shard, len(whole_TD), rows_R, need_hidden, need_weight, None, layout.sequence_parallel)
+        make_again(layout.glue, shard, hidden_RD.to(shard.operand), terms.at(rows_R), gradients)
+        hidden_grad = gradients.hidden_gradient()
+        weight_grad = gradients.weight_gradient()
+        return (
+            None if hidden_grad is None else hidden_grad.to(ctx.dtype),
+            None if weight_grad is None else weight_grad.to(weight_VD.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def statistics(
+    glue: Glue, shard: Shard, hidden_TD: Tensor, target_T: Tensor, scale_T: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-prob, entropy, log-sum-exp) of all rows, [T] each."""
+    block = shard.block()
+    stats_4T = hidden_TD.new_empty(4, hidden_TD.shape[0], dtype=shard.dtype)
+    logits: Tensor | None = None
+    for rows in row_chunks(hidden_TD.shape[0], shard.rows, stats_4T):
+        if logits is None:
+            logits = stats_4T.new_empty(rows.stop - rows.start, shard.real)
+        logits_RV = product(hidden_TD[rows], block.weight_VD.t(), logits[: rows.stop - rows.start])
+        scale = None if scale_T is None else scale_T[rows]
+        stats_4T[:, rows] = shard.merged(glue.statistics(logits_RV, block.columns(target_T[rows]), scale))
+    return finish(stats_4T)
+
+
+def make_again(glue: Glue, shard: Shard, hidden_RD: Tensor, terms: RowTerms, gradients: Gradients) -> None:
+    """Logits of rows again, and with them dHidden and dWeight."""
+    block = shard.block()
+    logits: Tensor | None = None
+    for rows in row_chunks(hidden_RD.shape[0], shard.rows, terms.lse_R):
+        if logits is None:
+            logits = terms.lse_R.new_empty(rows.stop - rows.start, shard.real)
+        logits_RV = product(hidden_RD[rows], block.weight_VD.t(), logits[: rows.stop - rows.start])
+        part = terms.at(rows)
+        grad_RV = glue.gradient(logits_RV, block.columns(part.target_R), part, shard.operand)
+        gradients.add(block, grad_RV, hidden_RD[rows], rows)
+
+
+def linear_logprob(
+    glue: Glue,
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    target_T: Tensor,
+    temperature_T: Tensor | None,
+    entropy: bool,
+    vocab_size: int | None,
+    tp_group: ProcessGroup | None,
+    sequence_parallel: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`aapa.kernels.linear_logprob` with some glue."""
+    dtype = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
+    scale_T = None if temperature_T is None else temperature_T.detach().to(dtype).reciprocal()
+    layout = _Layout(glue, vocab_size, tp_group, sequence_parallel)
+    logprob_T, entropy_T = _LinearLogprob.apply(hidden_TD, weight_VD, target_T, scale_T, layout)
+    return logprob_T, entropy_T if entropy else None
