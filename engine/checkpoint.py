@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
+from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import replace_directory
 
 if TYPE_CHECKING:
@@ -91,6 +92,18 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return Checkpoint(path, json.loads((path / STATE).read_text())), refused
         refused.append(f"{path}: {problem}")
     return None, refused
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a directory.
+
+    Raises:
+        UserError: a file of it is missing or changed.
+    """
+    problem = _problem(path)
+    if problem is not None:
+        raise UserError(f"{path}: {problem}")
+    return Checkpoint(path, json.loads((path / STATE).read_text()))
 
 
 def _problem(path: Path) -> str | None:

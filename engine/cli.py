@@ -90,7 +90,7 @@ def _say(text: str) -> None:
 def _run(words: list[str]) -> None:
     parser = _parser(reference="train" in words[:1])
     overrides: list[str] = []
-    if words[:1] == ["train"] or (words[:1] == ["discriminator"] and words[1:2] in (["fit"], ["refresh"])):
+    if words[:1] in (["train"], ["eval"]) or (words[:1] == ["discriminator"] and words[1:2] in (["fit"], ["refresh"])):
         words, overrides = _split_overrides(words)
     arguments = parser.parse_args(words)
     # A user's own modules, named by dotted paths, may lie in the current directory. It goes to the end of the
@@ -103,6 +103,10 @@ def _run(words: list[str]) -> None:
         from aapa.engine.demo import run_demo
 
         run_demo(arguments.output, arguments.full, arguments.seeds)
+    elif arguments.command == "eval":
+        from aapa.engine.evaluate_command import evaluate_policy
+
+        evaluate_policy(arguments.recipe, overrides, arguments.policy, arguments.rows or [], arguments.output)
     elif arguments.command == "discriminator":
         _discriminator(arguments, overrides)
     else:
@@ -154,6 +158,8 @@ OWN_FLAGS = {
     "--run": 1,
     "--max-auc-drop": 1,
     "--max-shift": 1,
+    "--policy": 1,
+    "--rows": 1,
 }
 
 
@@ -197,6 +203,7 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
     if reference:
         train.epilog = _train_epilog()
 
+    _add_eval(commands)
     demo = commands.add_parser(
         "demo",
         help="the embedded demonstration: staged training, end to end, on a CPU",
@@ -219,6 +226,24 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run directory")
     return parser
+
+
+def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    action = commands.add_parser(
+        "eval",
+        help="judge a policy: of a run, of a checkpoint, or any Hugging Face directory",
+        description="Samples a response per prompt, judges them with the recipe's rewards or task, prints the figures.",
+        allow_abbrev=False,
+        usage="aapa eval RECIPE [--policy DIR] [--rows FILE]… [--output DIR] [--KEY VALUE]…",
+    )
+    action.add_argument("recipe", metavar="RECIPE", help="a TOML file, a recipe of the package, or a run directory")
+    action.add_argument(
+        "--policy", metavar="DIR", help="model directory, checkpoint, run, or OWNER/NAME (default: the run's final/)"
+    )
+    action.add_argument(
+        "--rows", action="append", metavar="FILE", help="rows to judge on, all of them (default: the recipe's split)"
+    )
+    action.add_argument("--output", type=Path, metavar="DIR", help="also write summary.json and samples.jsonl there")
 
 
 def _add_discriminator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -203,10 +203,10 @@ def quarantine_lines(bad: Sequence[tuple[str, str]]) -> Iterator[str]:
 def write_quarantine(directory: Path, bad: Sequence[tuple[str, str]]) -> Path:
     """Write every bad row's place and reason; the file appears whole, and goes where there is none."""
     path = directory / "quarantine.jsonl"
-    if not bad:
-        path.unlink(missing_ok=True)
-        return path
     try:
+        if not bad:
+            path.unlink(missing_ok=True)
+            return path
         directory.mkdir(parents=True, exist_ok=True)
         staging = path.with_suffix(".jsonl.staging")
         staging.write_text("\n".join(quarantine_lines(bad)) + "\n", encoding="utf-8", errors="replace")

@@ -71,6 +71,7 @@ COLUMNS = (
     Column("reward", "reward", _number(3), "mean weighted sum of the reward functions"),
     Column("length_ratio", "length ratio", _number(2), "response length over the expert's"),
     Column("distinct_2", "distinct-2", _number(3), "distinct word bigrams over all, on a budget of words"),
+    Column("expert_logprob", "expert log-prob", _number(3, "+"), "mean log-prob of the experts' tokens"),
     Column("expert_logprob_drift", "expert log-prob drift", _number(3, "+"), "change of the experts' log-prob"),
     Column("tokens", "tokens", _count, "tokens trained on"),
     Column("seconds", "seconds", _count, "wall-clock time"),
@@ -112,9 +113,14 @@ def lay_out(rows: Sequence[Row]) -> Table:
     for place, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(f"rows.{place}: expected a table of figures, got {type(row).__name__}")
-    present = [column for column in COLUMNS if any(not _absent(row.get(column.key)) for row in rows)]
-    optional = ("run", "pass_rate_ci", "reward")
-    absent = [column.heading for column in COLUMNS if column not in present and column.key not in optional]
+    columns = _of_own_rows(rows) if rows and all("reward" in row for row in rows) else COLUMNS
+    present = [column for column in columns if any(not _absent(row.get(column.key)) for row in rows)]
+    if any(column.key == "expert_logprob_drift" for column in present):
+        present = [column for column in present if column.key != "expert_logprob"]
+    optional = ["run", "pass_rate_ci", "reward", "expert_logprob", "tokens"]
+    # Of a policy that was only evaluated there is no drift to tell.
+    optional += ["expert_logprob_drift"] if any(column.key == "expert_logprob" for column in present) else []
+    absent = [column.heading for column in columns if column not in present and column.key not in optional]
     common = []
     for column in [column for column in present if column.key in _COMMON]:
         if len({row.get(column.key) for row in rows}) == 1:
@@ -124,6 +130,14 @@ def lay_out(rows: Sequence[Row]) -> Table:
     notes = [f"all rows: {', '.join(common)}"] if common else []
     notes += [f"not measured: {', '.join(absent)}"] if rows and absent else []
     return Table(tuple(present), cells, tuple(rows), tuple(notes))
+
+
+def _of_own_rows(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """The columns of policies that reward functions judge: no task's verdicts, and what passes is said otherwise."""
+    passed = Column("pass_rate", "passed", _number(3), "share of responses whose reward reaches evaluation.pass_at")
+    found = {column.key: column for column in COLUMNS} | {"pass_rate": passed}
+    verdicts = ("in_language", "true_quality", "proxy_reward")
+    return tuple(column for key, column in found.items() if key not in verdicts or any(row.get(key) for row in rows))
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:

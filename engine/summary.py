@@ -18,14 +18,14 @@ class SummaryFile:
         self.rows = list(rows)
 
     def add(
-        self, recipe: Recipe, stage: str, result: Evaluation, drift: float | None, tokens: float, seconds: float
+        self, recipe: Recipe, stage: str, result: Evaluation, drift: float | None, tokens: float | None, seconds: float
     ) -> None:
         """One more row.
 
         Args:
             drift: mean log-prob per token of the experts, less that of the run's first evaluated policy.
-            tokens: trained on so far, in the run.
-            seconds: of the run so far.
+            tokens: trained on so far, in the run; None for a policy that was only evaluated.
+            seconds: of the run, or the evaluation, so far.
         """
         figures = result.figures
         judged = "pass_rate" in figures
@@ -46,7 +46,7 @@ class SummaryFile:
                 "distinct_2": figures["distinct_2"],
                 "expert_logprob": figures.get("expert_logprob"),
                 "expert_logprob_drift": drift,
-                "tokens": int(tokens),
+                "tokens": None if tokens is None else int(tokens),
                 "seconds": round(seconds, 1),
             }
         )

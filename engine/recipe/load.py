@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ from aapa.engine.recipe.problems import Problem, RecipeError
 from aapa.engine.recipe.schema import Recipe
 from aapa.engine.recipe.validation import validation_problems
 
+Edit = Callable[[dict[str, Any]], None]
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), edit: Edit | None = None) -> Recipe:
     """The recipe of a file, with overrides applied and everything checked that can be without a device.
 
     Args:
         path: a TOML file, or the name of a recipe that ships with the package.
         overrides: command line words such as `["--stages.sft.steps", "20", "--seed=1"]`.
+        edit: changes the table, paths resolved, before it is validated.
 
     Raises:
         RecipeError: one line per problem.
@@ -43,6 +45,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     paths, unset = apply_overrides(table, pairs)
     report.raise_problems([*found, *unset], "command line")
     resolve_paths(table, file.resolve().parent, set(paths))
+    if edit is not None:
+        edit(table)
     recipe = parse_recipe(table, label=file.name, overridden=paths)
     report.raise_problems(environment_problems(recipe), file.name, paths)
     return recipe
