@@ -13,6 +13,7 @@ from aapa.batch import Sequence
 from aapa.engine.data import TokenizedExample
 from aapa.engine.data_files import FileTask
 from aapa.engine.errors import UserError
+from aapa.engine.examples import Example
 from aapa.engine.metrics import Sample, ScoredSentence
 from aapa.engine.rollout import Rollout, sample_seed
 from aapa.engine.run import Run
@@ -143,6 +144,15 @@ def _expert_logprobs(run: Run, data: list[TokenizedExample]) -> list[float]:
     return sums
 
 
+def _shown(example: Example) -> str:
+    """The prompt as the row has it, without what the chat template adds."""
+    if example.messages is None:
+        return example.prompt if example.row_prompt is None else example.row_prompt
+    if len(example.messages) == 1:
+        return str(example.messages[0]["content"])
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in example.messages)
+
+
 def _sample_reward(verdicts: dict[str, list[float]], index: int) -> float | None:
     for name in ("reward", "proxy"):
         if name in verdicts and not math.isnan(verdicts[name][index]):
@@ -179,7 +189,7 @@ def _samples(
         Sample(
             stage=stage,
             step=step,
-            prompt=example.example.prompt,
+            prompt=_shown(example.example),
             response=run.text(rollouts[i].response),
             expert=example.example.experts[0] if example.example.experts else "",
             reward=_sample_reward(verdicts, i),

@@ -30,9 +30,15 @@ class Panel:
 PANELS = (
     Panel("Training reward, mean", "reward/mean"),
     Panel("Held-out pass rate", "eval/pass_rate", "eval"),
+    Panel("Held-out reward, mean", "eval/reward", "eval", optional=True),
+    Panel("Held-out experts' log-prob", "eval/expert_logprob", "eval", optional=True),
+    Panel("Held-out length, over expert's", "eval/length_ratio", "eval", optional=True),
     Panel("Anchor score, mean", "anchor/mean"),
     Panel("Entropy (nats per token)", "policy/entropy"),
     Panel("Response length (tokens)", "response/length"),
+    Panel("Share of responses cut off at the limit", "response/truncated", optional=True),
+    Panel("Share of groups of equal rewards", "reward/zero_variance", optional=True),
+    Panel("Share of samples without a reward", "reward/masked", optional=True),
     Panel("KL from the sampling policy (nats per token)", "policy/kl"),
     Panel("KL from the reference (nats per token)", "policy/kl_ref", optional=True),
     Panel("Rollout engine's probability error, mean", "rollout/prob_error", optional=True),
@@ -298,6 +304,8 @@ def _finish(axis: Axes, panel: Panel, everything: Sequence[Rows], theme: Theme) 
     low, high, logarithmic = _limits(points, panel)
     if logarithmic:
         axis.set_yscale("log")
+    else:  # every tick whole: a common power of ten would stand where the stage's name does
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
     axis.set_ylim(low, high)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     # Each panel spans the steps it has: a short last stage would be a sliver of the whole run.
@@ -333,7 +341,7 @@ def _limits(points: Sequence[_Point], panel: Panel) -> tuple[float, float, bool]
     inner_low, inner_high = values[len(values) // 20], values[-1 - len(values) // 20]
     if low > 0 and inner_high > 50 * inner_low:
         return low / 1.2, high * 1.2, True
-    margin = 0.07 * (high - low) or 0.05 * max(abs(high), 1e-3)
+    margin = 0.07 * (high - low) or 0.05 * abs(high) or 0.05
     return low - margin, high + margin, False
 
 

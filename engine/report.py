@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SUMMARY_FILE = "summary.json"
 RECIPE_FILE = "recipe.toml"
+ROWS_FILE = "data.json"
 REPORT_FILE = "report.html"
 CURVES_FILE = "curves.png"
 SEEDS_FILE = "seeds.png"
@@ -64,7 +65,7 @@ COLUMNS = (
     Column("split", "split", str, "examples it was evaluated on", text=True),
     Column("prompts", "prompts", _count, "number of prompts"),
     Column("pass_rate", "constraints met", _number(3), "share of responses that meet every constraint"),
-    Column("pass_rate_ci", "95\u00a0% interval", _interval, "Wilson interval of constraints met"),
+    Column("pass_rate_ci", "95\u00a0% interval", _interval, "Wilson interval of the rate beside it"),
     Column("in_language", "in language", _number(3), "share of responses in the expert's language"),
     Column("true_quality", "both", _number(3), "constraints met and in the expert's language"),
     Column("proxy_reward", "proxy reward", _number(3), "the reward trained on, where it is a proxy"),
@@ -76,8 +77,7 @@ COLUMNS = (
     Column("tokens", "tokens", _count, "tokens trained on"),
     Column("seconds", "seconds", _count, "wall-clock time"),
 )
-# Told once below the table where every row says the same.
-_COMMON = ("seed", "split", "prompts")
+_COMMON = ("seed", "split", "prompts")  # told once below the table where every row says the same
 _MEASURED = ("pass_rate", "in_language", "true_quality", "proxy_reward", "length_ratio", "distinct_2")
 
 
@@ -93,7 +93,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds; `missing` says what it does not."""
+    """What a run directory holds; `missing` says what it does not, `rows` counts those of the user's own."""
 
     name: str
     directory: Path
@@ -101,6 +101,7 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     recipe: dict[str, Any] | None = None
+    rows: dict[str, int] | None = None
     missing: tuple[str, ...] = ()
 
 
@@ -317,6 +318,7 @@ def _load_run(directory: Path, name: str) -> Run:
         metrics=read_metrics(directory) if METRICS_FILE in here else [],
         samples=read_samples(directory) if SAMPLES_FILE in here else [],
         recipe=_read_recipe(directory / RECIPE_FILE) if RECIPE_FILE in here else None,
+        rows=_read_rows(directory / ROWS_FILE),
         missing=tuple(part for part in parts if part not in here),
     )
 
@@ -333,6 +335,14 @@ def _read_summary(path: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return rows
+
+
+def _read_rows(path: Path) -> dict[str, int] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return None if found is None else {key: int(found[key]) for key in ("rows", "set_aside")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected the number of rows and of those set aside, got {error}") from error
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

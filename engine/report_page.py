@@ -83,8 +83,9 @@ def _notice(text: str) -> str:
 def _directories(runs: Sequence[Run]) -> str:
     items = []
     for run in runs:
-        missing = f" – not there: {', '.join(run.missing)}" if run.missing else ""
-        items.append(f"<li><code>{_text(run.directory)}</code>{_text(missing)}</li>")
+        said = f" – rows of one's own: {run.rows['rows']}, set aside: {run.rows['set_aside']}" if run.rows else ""
+        said += f" – not there: {', '.join(run.missing)}" if run.missing else ""
+        items.append(f"<li><code>{_text(run.directory)}</code>{_text(said)}</li>")
     return f'<ul class="plain">{"".join(items)}</ul>'
 
 
@@ -217,7 +218,7 @@ def _picture(draw: Callable[[Path, Theme], Path], path: Path, alt: str) -> str:
 
 
 def _recipes(runs: Sequence[Run]) -> str:
-    flat = {run.name: _flatten(run.recipe) for run in runs if run.recipe is not None}
+    flat = {run.name: _settings(run.recipe) for run in runs if run.recipe is not None}
     if not flat:
         return _notice("No recipe in the run directories.")
     content = "".join(_notice(f"{run.name}: no recipe.") for run in runs if run.recipe is None)
@@ -233,6 +234,13 @@ def _recipe_table(flat: Mapping[str, Mapping[str, str]], keys: Sequence[str]) ->
         [f"<code>{_text(key)}</code>", *(_text(recipe.get(key, NOTHING)) for recipe in flat.values())] for key in keys
     ]
     return _table([("w", name, "") for name in ("setting", *flat)], body)
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted settings without those of a task where the rows are one's own: the default names one."""
+    flat, data = _flatten(recipe), recipe.get("data", {})
+    own = isinstance(data, dict) and (data.get("files") or data.get("dataset"))
+    return {key: value for key, value in flat.items() if not (own and key == "data.task")}
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
@@ -276,6 +284,8 @@ def _phase_sums(run: Run) -> dict[str, dict[str, float]]:
     sums: dict[str, dict[str, float]] = {}
     for row in run.metrics:
         for key, value in row.items():
+            if key == "time/anchor_share":  # of the step, no seconds
+                continue
             if key.startswith("time/") and isinstance(value, int | float) and math.isfinite(value):
                 phases = sums.setdefault(row["stage"], {})
                 phase = key.removeprefix("time/")
