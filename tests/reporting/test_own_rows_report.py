@@ -14,8 +14,8 @@ from aapa.engine.report import lay_out, write_report
 
 ROW = {
     "name": "own", "stage": "rl", "seed": 0, "split": "test", "prompts": 8,
-    "pass_rate": 0.25, "pass_rate_ci": [0.1, 0.5], "in_language": None, "true_quality": None, "proxy_reward": None, "reward": 0.4,
-    "length_ratio": 1.2, "distinct_2": 0.9,
+    "pass_rate": 0.25, "pass_rate_ci": [0.1, 0.5], "in_language": None, "true_quality": None, "proxy_reward": None,
+    "reward": 0.4, "length_ratio": 1.2, "distinct_2": 0.9,
     "expert_logprob": -1.5, "expert_logprob_drift": 0.5, "tokens": 100, "seconds": 3.0,
 }  # fmt: skip
 
