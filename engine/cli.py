@@ -90,7 +90,9 @@ def _say(text: str) -> None:
 def _run(words: list[str]) -> None:
     parser = _parser(reference="train" in words[:1])
     overrides: list[str] = []
-    if words[:1] in (["train"], ["eval"]) or (words[:1] == ["discriminator"] and words[1:2] in (["fit"], ["refresh"])):
+    if words[:1] in (["train"], ["eval"], ["plan"]) or (
+        words[:1] == ["discriminator"] and words[1:2] in (["fit"], ["refresh"])
+    ):
         words, overrides = _split_overrides(words)
     arguments = parser.parse_args(words)
     # A user's own modules, named by dotted paths, may lie in the current directory. It goes to the end of the
@@ -107,6 +109,8 @@ def _run(words: list[str]) -> None:
         from aapa.engine.evaluate_command import evaluate_policy
 
         evaluate_policy(arguments.recipe, overrides, arguments.policy, arguments.rows or [], arguments.output)
+    elif arguments.command == "plan":
+        _plan(arguments, overrides)
     elif arguments.command == "discriminator":
         _discriminator(arguments, overrides)
     else:
@@ -150,6 +154,22 @@ def _discriminator(arguments: argparse.Namespace, overrides: list[str]) -> None:
         command.refresh(recipe, run, command.DriftLimits(arguments.max_auc_drop, arguments.max_shift))
 
 
+def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from aapa.engine.plan.command import plan_command
+
+    plan_command(
+        arguments.recipe,
+        overrides,
+        arguments.gpu,
+        arguments.gpus,
+        prompt_tokens=arguments.prompt_tokens,
+        best=arguments.best,
+        as_given=arguments.as_given,
+        results=arguments.results,
+        json_output=arguments.json,
+    )
+
+
 # Words of the program's own among the overrides, and how many words each takes.
 OWN_FLAGS = {
     "--check": 0,
@@ -160,6 +180,13 @@ OWN_FLAGS = {
     "--max-shift": 1,
     "--policy": 1,
     "--rows": 1,
+    "--gpu": 1,
+    "--gpus": 1,
+    "--prompt-tokens": 1,
+    "--best": 1,
+    "--as-given": 0,
+    "--results": 1,
+    "--json": 0,
 }
 
 
@@ -216,6 +243,7 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     demo.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the demo's own)")
 
+    _add_plan(commands)
     _add_discriminator(commands)
     report = commands.add_parser(
         "report",
@@ -244,6 +272,26 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--rows", action="append", metavar="FILE", help="rows to judge on, all of them (default: the recipe's split)"
     )
     action.add_argument("--output", type=Path, metavar="DIR", help="also write summary.json and samples.jsonl there")
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    action = commands.add_parser(
+        "plan",
+        help="memory and time of a recipe on GPUs that you do not have yet, and the layouts that fit",
+        description="Estimates memory per rank and phase, communication, and time of a step; needs no GPU.",
+        allow_abbrev=False,
+        usage="aapa plan RECIPE --gpu NAME --gpus N [--json] [--KEY VALUE]…",
+    )
+    action.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe of the package")
+    action.add_argument("--gpu", required=True, metavar="NAME", help="a100-80gb, h100-80gb, h200 or b200")
+    action.add_argument("--gpus", required=True, type=int, metavar="N", help="how many of them, in all machines")
+    action.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="length of prompts (default: 512)")
+    action.add_argument("--best", type=int, default=5, metavar="N", help="layouts that are shown (default: 5)")
+    action.add_argument("--as-given", action="store_true", help="look at the recipe's own layout, and at no other")
+    action.add_argument(
+        "--results", type=Path, metavar="DIR", help="measurements (JSON lines) that calibrate the estimate"
+    )
+    action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_discriminator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

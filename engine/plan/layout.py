@@ -40,12 +40,16 @@ class Layout:
         """Ranks that hold the same parameters: gradients are summed over them."""
         return self.data * self.context
 
+    def sizes(self) -> str:
+        """As in "TP4 PP2×2 CP2 DP2": sizes of the groups, and chunks of a pipeline stage."""
+        parts = [f"TP{self.tensor}", f"PP{self.pipeline}" + (f"×{self.virtual}" if self.virtual > 1 else "")]
+        parts += [f"CP{self.context}"] if self.context > 1 else []
+        return " ".join([*parts, f"DP{self.data}"])
+
     def name(self) -> str:
-        """Short, as in "TP4 PP2 DP2 SP, distributed optimizer, full recomputation"."""
-        sizes = [f"TP{self.tensor}", f"PP{self.pipeline}" + (f"×{self.virtual}" if self.virtual > 1 else "")]
-        sizes += [f"CP{self.context}"] if self.context > 1 else []
-        sizes += [f"DP{self.data}"] + (["SP"] if self.sequence else [])
-        parts = [" ".join(sizes)]
+        """The sizes and what else is on, in words."""
+        parts = [self.sizes()]
+        parts += ["sequence parallelism"] if self.sequence else []
         parts += ["distributed optimizer"] if self.distributed_optimizer else []
         parts += [f"{self.recompute} recomputation"] if self.recompute != "none" else []
         return ", ".join(parts)
@@ -57,7 +61,7 @@ class Layout:
         return [list(range(start, start + size)) for start in starts]
 
     def groups(self) -> dict[str, list[list[int]]]:
-        """Global ranks of the groups of each kind, in Megatron's order: tensor, context, data, pipeline, inner first."""
+        """Global ranks of the groups of each kind, in Megatron's order: tensor, context, data, pipeline from within."""
         sizes = {"tensor": self.tensor, "context": self.context, "data": self.data, "pipeline": self.pipeline}
         found, stride = {}, 1
         for kind, size in sizes.items():

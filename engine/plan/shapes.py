@@ -88,8 +88,8 @@ def _local_shapes(hf: PretrainedConfig, tensor: int) -> dict[str, tuple[int, ...
 def state_bytes(hf: PretrainedConfig, layout: Layout, stage: int, data_rank: int, width: int) -> StateBytes:
     """Bytes of weights, gradients and optimizer states on a rank.
 
-    Gradients are float32 (`main_grad`). Adam has two float32 moments of each parameter, and where parameters are narrower
-    a float32 copy of them.
+    Gradients are float32 (`main_grad`). Adam has two float32 moments of each parameter, and a float32 copy of it where
+    parameters are narrower.
 
     Args:
         stage: pipeline rank.
