@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -44,8 +45,25 @@ class Scan:
 
 
 def scan_rows(rows: Rows, renderer: Renderer) -> Scan:
-    """Read every row, and count the tokens of those that might be too long."""
+    """Read every row, and count the tokens of those that might be too long.
+
+    Tokens of a chunk are counted beside the reading of the next one: the tokenizer leaves Python to others meanwhile.
+    """
     scan = Scan()
+    with ThreadPoolExecutor(1) as counter:
+        last: tuple[dict[int, Row | BadRow], Future[list[tuple[int, int, int]]]] | None = None
+        for checked in _chunks(rows, renderer.rules):
+            texts = _doubtful(checked, renderer)
+            counted = counter.submit(_lengths, texts, checked, renderer)
+            if last is not None:
+                _add(scan, rows, renderer, *last)
+            last = checked, counted
+        if last is not None:
+            _add(scan, rows, renderer, *last)
+    return scan
+
+
+def _chunks(rows: Rows, rules: RowRules) -> Iterator[dict[int, Row | BadRow]]:
     found = rows.scan()
     while chunk := list(islice(found, CHUNK)):
         checked: dict[int, Row | BadRow] = {}
@@ -53,20 +71,32 @@ def scan_rows(rows: Rows, renderer: Renderer) -> Scan:
             try:
                 if isinstance(row, BadRow):
                     raise row
-                checked[index] = read_row(row, renderer.rules)
+                checked[index] = read_row(row, rules)
             except BadRow as error:
                 checked[index] = error
-        _check_lengths(checked, renderer)
-        for index, outcome in checked.items():
-            if isinstance(outcome, BadRow):
-                scan.bad.append((rows.place(index), str(outcome)))
-                continue
-            scan.good.append(index)
-            scan.key.append(_key(outcome))
-            scan.columns.update(dict.fromkeys(outcome.columns))
-            scan.experts += bool(outcome.experts)
-            scan.chat = scan.chat or renderer.is_chat(outcome.prompt)
-    return scan
+        yield checked
+
+
+def _add(
+    scan: Scan,
+    rows: Rows,
+    renderer: Renderer,
+    checked: dict[int, Row | BadRow],
+    counted: Future[list[tuple[int, int, int]]],
+) -> None:
+    """Enter a chunk whose tokens are counted, in the order of its rows."""
+    for index, size, longest in counted.result():
+        if reason := _too_long(size, longest, renderer.rules):
+            checked[index] = BadRow(reason)
+    for index, outcome in checked.items():
+        if isinstance(outcome, BadRow):
+            scan.bad.append((rows.place(index), str(outcome)))
+            continue
+        scan.good.append(index)
+        scan.key.append(_key(outcome))
+        scan.columns.update(dict.fromkeys(outcome.columns))
+        scan.experts += bool(outcome.experts)
+        scan.chat = scan.chat or renderer.is_chat(outcome.prompt)
 
 
 def _key(row: Row) -> int:
@@ -74,25 +104,20 @@ def _key(row: Row) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _check_lengths(checked: dict[int, Row | BadRow], renderer: Renderer) -> None:
-    """Put a `BadRow` in the place of rows that the template refuses or that are longer than the context."""
-    doubtful: list[int] = []
+def _doubtful(checked: dict[int, Row | BadRow], renderer: Renderer) -> dict[int, str]:
+    """Prompts, as the model reads them, of rows that may be too long; a `BadRow` takes the place of what the template
+    refuses."""
+    texts: dict[int, str] = {}
     for index, row in checked.items():
         if isinstance(row, BadRow):
             continue
         try:
-            added = renderer.check_template(row.prompt)
+            prompt, expert = _bound(row, renderer.check_template(row.prompt), renderer)
+            if prompt is None or expert is None or _too_long(prompt, expert, renderer.rules):
+                texts[index] = renderer.text(row.prompt)
         except BadRow as error:
             checked[index] = error
-            continue
-        prompt, expert = _bound(row, added, renderer)
-        if prompt is None or expert is None or _too_long(prompt, expert, renderer.rules):
-            doubtful.append(index)
-    for index, size, longest in _lengths(doubtful, checked, renderer):
-        if isinstance(size, BadRow):
-            checked[index] = size
-        elif reason := _too_long(size, longest, renderer.rules):
-            checked[index] = BadRow(reason)
+    return texts
 
 
 def _bound(row: Row, added: int, renderer: Renderer) -> tuple[int | None, int | None]:
@@ -119,17 +144,10 @@ def _too_long(prompt: int, expert: int, rules: RowRules) -> str | None:
 
 
 def _lengths(
-    indices: Sequence[int], checked: Mapping[int, Row | BadRow], renderer: Renderer
-) -> Iterator[tuple[int, int | BadRow, int]]:
+    prompts: Mapping[int, str], checked: Mapping[int, Row | BadRow], renderer: Renderer
+) -> list[tuple[int, int, int]]:
     """Tokens of the prompt and of the longest expert of each row with its end of sequence, or a bound that will do."""
-    prompts: dict[int, str] = {}
-    for index in indices:
-        row = checked[index]
-        assert isinstance(row, Row)
-        try:
-            prompts[index] = renderer.text(row.prompt)
-        except BadRow as error:
-            yield index, error, 0
+    found: list[tuple[int, int, int]] = []
     sizes = dict(zip(prompts, _count(renderer, list(prompts.values())), strict=True))
     experts: dict[int, tuple[str, ...]] = {}
     for index, size in sizes.items():
@@ -137,12 +155,13 @@ def _lengths(
         assert isinstance(row, Row)
         bound = _longest(row, renderer)
         if bound is not None and not _too_long(size, bound, renderer.rules):
-            yield index, size, bound
+            found.append((index, size, bound))
         else:
             experts[index] = row.experts
     counts = iter(_count(renderer, [text for texts in experts.values() for text in texts]))
     for index, texts in experts.items():
-        yield index, sizes[index], max((next(counts) + 1 for _ in texts), default=0)
+        found.append((index, sizes[index], max((next(counts) + 1 for _ in texts), default=0)))
+    return found
 
 
 def _count(renderer: Renderer, texts: list[str]) -> list[int]:
