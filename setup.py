@@ -51,13 +51,17 @@ def extension() -> dict[str, Any]:
                 for stale in (ROOT / "kernels").glob("_C*.so"):
                     stale.unlink()  # built from other sources, it would be used as if nothing had happened
 
-    module = CppExtension("aapa.kernels._C", sources, extra_compile_args=["-O3", "-std=c++20"], optional=True)
+    headers = sorted(str(path.relative_to(ROOT)) for kind in ("*.h", "*.inc") for path in (ROOT / "csrc").glob(kind))
+    # Units for newer processors switch their instructions on themselves: one set of flags runs everywhere.
+    flags = ["-O3", "-std=c++20"]
+    module = CppExtension("aapa.kernels._C", sources, depends=headers, extra_compile_args=flags, optional=True)
     return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuild}}
 
 
 setup(
-    packages=packages(),
-    package_dir=FOLDERS,
-    package_data={"aapa": ["py.typed"], "aapa.engine": ["recipes/*.toml"]},
+    # The sources in csrc/ are installed, too: what needs nvcc is compiled where there is one.
+    packages=[*packages(), "aapa.csrc"],
+    package_dir={**FOLDERS, "aapa.csrc": "csrc"},
+    package_data={"aapa": ["py.typed"], "aapa.engine": ["recipes/*.toml"], "aapa.csrc": ["*"]},
     **extension(),
 )

@@ -83,7 +83,7 @@ def anchor_advantages(
     for name, (tensor, length) in shapes.items():
         if tensor is not None and tuple(tensor.shape) != (length,):
             raise ValueError(f"{name}: expected shape ({length},), got {tuple(tensor.shape)}")
-    return resolve("anchor_advantages", backend).anchor_advantages(
+    return resolve("anchor_advantages", backend, score_S.device).anchor_advantages(
         score_S,
         reward_N,
         cu_sents,

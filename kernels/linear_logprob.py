@@ -48,7 +48,7 @@ def linear_logprob(
         vocab_size: true vocabulary; rows at or above it are padding and count as minus infinity.
         tp_group: process group over which the vocabulary is split; None for one rank.
         sequence_parallel: `hidden_TD` holds T / ranks rows.
-        backend: "auto" | "reference".
+        backend: "auto" | "native" | "reference".
 
     Returns:
         ([T] log-probs, [T] entropies or None) in float32, float64 for float64 inputs; on every rank of the group.
@@ -69,6 +69,6 @@ def linear_logprob(
         temperature_T = None if temperature == 1.0 else torch.full_like(target_T, temperature, dtype=torch.float32)
     else:
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
-    return resolve("linear_logprob", backend).linear_logprob(
+    return resolve("linear_logprob", backend, hidden_TD.device).linear_logprob(
         hidden_TD, weight_VD, target_T, temperature_T, entropy, vocab_size, tp_group, sequence_parallel
     )

@@ -48,7 +48,7 @@ def linear_policy_loss(
         sequence_parallel: `hidden_TD` holds T / ranks rows; the fields hold all T.
         mode: "fast" keeps a chunk's logits for its gradient; "lean" is for backends that trade a fourth GEMM for
             less memory; the reference computes both alike.
-        backend: "auto" | "reference".
+        backend: "auto" | "native" | "reference".
 
     Returns:
         The scalar loss, attached to `hidden_TD` and `weight_VD`, and the metrics of `policy_loss`.
@@ -66,6 +66,6 @@ def linear_policy_loss(
         raise ValueError(f"mode: expected 'fast' or 'lean', got {mode!r}")
     if main_grad is not None and main_grad.shape != weight_VD.shape:
         raise ValueError(f"main_grad: expected shape {tuple(weight_VD.shape)}, got {tuple(main_grad.shape)}")
-    return resolve("linear_policy_loss", backend).linear_policy_loss(
+    return resolve("linear_policy_loss", backend, hidden_TD.device).linear_policy_loss(
         hidden_TD, weight_VD, fields, spec, main_grad, vocab_size, tp_group, sequence_parallel, mode
     )

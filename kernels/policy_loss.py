@@ -58,4 +58,4 @@ def policy_loss(
     sequence ratios GSPO (Zheng et al. 2025); cispo MiniMax-M1 (2025); k1-k3 are Schulman's estimators, the corrected
     KL DeepSeek-V3.2's; phi is CHORD's (Zhang et al. 2025).
     """
-    return resolve("policy_loss", backend).policy_loss(logprob_T, entropy_T, fields, spec)
+    return resolve("policy_loss", backend, logprob_T.device).policy_loss(logprob_T, entropy_T, fields, spec)

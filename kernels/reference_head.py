@@ -53,6 +53,6 @@ def reference_head(
         tokens = hidden_TD.shape[0] * shards
         if int(cu_sents[0]) != 0 or int(cu_sents[-1]) != tokens or bool((cu_sents.diff() <= 0).any()):
             raise ValueError(f"cu_sents: expected increasing offsets from 0 to {tokens}, got {cu_sents.tolist()[:8]} …")
-    return resolve("reference_head", backend).reference_head(
+    return resolve("reference_head", backend, hidden_TD.device).reference_head(
         hidden_TD, weight_VD, target_T, cu_sents, temperature, vocab_size, tp_group, sequence_parallel
     )

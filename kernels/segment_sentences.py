@@ -19,7 +19,7 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable,
         token_T: [T] integer token ids of N sequences laid end to end.
         cu_seqlens: [N + 1] int32 offsets from 0 to T. Each is a boundary; an empty sequence has no sentence.
         table: transducer over the ids of this vocabulary.
-        backend: "auto" | "reference".
+        backend: "auto" | "native" | "reference".
 
     Returns:
         cu_sents: [S + 1] int32, strictly increasing from 0 to T, on the device of `token_T`; [0] if T = 0.
@@ -33,4 +33,4 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable,
     if tokens and not 0 <= int(token_T.min()) <= int(token_T.max()) < table.class_V.shape[0]:
         span = f"{int(token_T.min())} … {int(token_T.max())}"
         raise ValueError(f"token_T: expected ids in [0, {table.class_V.shape[0]}), got {span}")
-    return resolve("segment_sentences", backend).segment_sentences(token_T, cu_seqlens, table)
+    return resolve("segment_sentences", backend, token_T.device).segment_sentences(token_T, cu_seqlens, table)

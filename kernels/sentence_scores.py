@@ -48,4 +48,6 @@ def sentence_scores(
             raise ValueError(f"{name}: expected shape [*, {hidden}], got {tuple(value.shape)}")
     if cu_group.shape != cu_expert.shape or cu_group.dim() != 1 or not cu_group.shape[0]:
         raise ValueError(f"cu_expert: expected shape {tuple(cu_group.shape)}, got {tuple(cu_expert.shape)}")
-    return resolve("sentence_scores", backend).sentence_scores(sentence_SD, cu_group, expert_ED, cu_expert, head)
+    return resolve("sentence_scores", backend, sentence_SD.device).sentence_scores(
+        sentence_SD, cu_group, expert_ED, cu_expert, head
+    )

@@ -1,6 +1,7 @@
 """Fifty steps of every objective on a fixed tiny model and data, against the losses stored in losses.json.
 
-On a machine of the type that stored them the losses are equal bit for bit, elsewhere to 1e-6. After a change that is
+On a machine of the type that stored them, with the same implementation of the head, the losses are equal bit for bit,
+elsewhere to 1e-6. After a change that is
 meant to change them: `python tests/golden/test_golden_losses.py` writes them anew, and the commit says why.
 """
 
@@ -24,6 +25,7 @@ from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.optimizer import AdamSettings
 from aapa.engine.policy.parallel import Parallel
+from aapa.kernels.dispatch import resolve
 from aapa.packing import pack
 
 STORED = Path(__file__).parent / "losses.json"
@@ -31,12 +33,14 @@ STEPS = 50
 
 
 def machine() -> dict[str, str]:
-    """What decides the last bits: processor, and the library that computes."""
+    """What decides the last bits: processor, and what computes on it."""
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
-    return {"processor": processor, "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
+    head = resolve("linear_policy_loss").__name__.split(".")[-2]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"processor": processor, "torch": torch.__version__, "capability": capability, "head": head}
 
 
 def losses(objective: Objective, parallel: Parallel) -> list[float]:

@@ -155,7 +155,7 @@ def test_float32_error_is_no_larger_than_autograds():
     [
         ({"mode": "quick"}, "mode: expected"),
         ({"main_grad": torch.zeros(2, 2)}, "main_grad: expected shape"),
-        ({"backend": "native"}, "backend: expected"),
+        ({"backend": "fastest"}, "backend: expected"),
     ],
 )
 def test_wrong_inputs_are_named(change, message):
