@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aapa.engine.errors import UserError
+from aapa.engine.hub import is_hub_name
 from aapa.engine.recipe import Recipe
+from aapa.engine.recipe.checks import checkpoint_problems
+from aapa.engine.recipe.problems import raise_problems
 from aapa.engine.reward_process import Bounds
 from aapa.engine.rewards import RewardPool
 
@@ -32,43 +35,48 @@ def check_run(recipe: Recipe) -> list[str]:
     from aapa.engine.data_files import uses_files
 
     if uses_files(recipe):
-        task = _file_task(recipe)
-        lines = [_rows_line(task)]
+        directory, lines = _model(recipe)
+        task = _file_task(recipe, directory)
+        lines.append(_rows_line(task))
         columns, example = task.columns, task.examples("train")[0]
         return lines + _check_rewards(recipe, example, columns)
+    lines = _model(recipe)[1] if is_hub_name(recipe.model.source) else []
     if all(reward.function.startswith("aapa.") for stage in recipe.stages for reward in stage.rewards):
-        return []  # the package's own tasks and rewards; what else there is was looked at with the recipe
+        return lines  # the package's own tasks and rewards; what else there is was looked at with the recipe
     from aapa.engine.tasks import load_task
 
     example = load_task(recipe.data.task, recipe.data.options).examples("train")[0]
-    return _check_rewards(recipe, example, list(example.columns))
+    return lines + _check_rewards(recipe, example, list(example.columns))
 
 
-def _file_task(recipe: Recipe) -> FileTask:
+def _model(recipe: Recipe) -> tuple[Path, list[str]]:
+    """The model's directory, and what is to be said of it; weights on the hub are not fetched to be looked at."""
+    from aapa.engine.hf_directory import read_config
+    from aapa.engine.hf_weights import SafetensorsWeights
+    from aapa.engine.hub import has_weights, settings_directory
+
+    source = recipe.model.source
+    directory = settings_directory(source)
+    if not is_hub_name(source):
+        SafetensorsWeights(directory, config=read_config(directory))  # looks at the names and shapes of all tensors
+        return directory, []
+    raise_problems(checkpoint_problems(recipe.parallel, str(directory)), source)
+    if has_weights(directory):
+        SafetensorsWeights(directory, config=read_config(directory))
+        return directory, []
+    return directory, [f"model {source}: configuration and tokenizer looked at; a run fetches the weights"]
+
+
+def _file_task(recipe: Recipe, directory: Path) -> FileTask:
     """The rows, with the model directory that they are tokenized for."""
     from aapa.engine.data_files import FileTask
     from aapa.engine.hf_directory import read_config, read_tokenizer
-    from aapa.engine.hf_weights import SafetensorsWeights
     from aapa.engine.setup import check_tokenizer
 
-    directory = _directory(recipe.model.source)
     config = read_config(directory)
-    SafetensorsWeights(directory, config=config)  # looks at the names and shapes of all tensors
     tokenizer = read_tokenizer(directory, config)
     check_tokenizer(tokenizer)
     return FileTask(recipe, tokenizer, int(config.max_position_embeddings))
-
-
-def _directory(source: str) -> Path:
-    from aapa.engine.hub import is_hub_name, local_directory
-    from aapa.engine.policy import parallel as groups
-
-    if not is_hub_name(source):
-        return Path(source)
-    try:
-        return local_directory(source, groups.start())
-    finally:
-        groups.stop()
 
 
 def _rows_line(task: FileTask) -> str:

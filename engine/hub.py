@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -54,7 +55,7 @@ def local_directory(source: str, parallel: Parallel, field: str = "model.source"
     name, _, revision = source.partition("@")
     if parallel.is_main:
         with ThreadPoolExecutor(1) as pool:
-            fetching = pool.submit(_fetch, name, revision or None)
+            fetching = pool.submit(_fetch, name, revision or None, FILES)
             while (outcome := _outcome(fetching)) is None:
                 parallel.from_main(None)
             parallel.from_main(outcome)
@@ -67,10 +68,37 @@ def local_directory(source: str, parallel: Parallel, field: str = "model.source"
     return _cached(name, commit, field)
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def settings_directory(source: str, field: str = "model.source") -> Path:
+    """The directory of a model, of which a name on the hub need only have the configuration and the tokenizer.
+
+    Raises:
+        UserError: the name cannot be fetched.
+    """
+    if not is_hub_name(source):
+        return Path(source)
+    name, _, revision = source.partition("@")
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(_fetch, name, revision or None, list(TRAVELLING))
+        while (outcome := _outcome(fetching)) is None:
+            pass
+    if outcome[1] is not None:
+        raise UserError(f"{field}: expected a directory or a model of the hub, got {source!r}: {outcome[1]}")
+    return fetching.result()
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether all files of weights are there; of a model on the hub they may not have been fetched yet."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return (directory / "model.safetensors").is_file()
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((directory / name).is_file() for name in names)
+
+
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def _outcome(fetching: Future[Path]) -> tuple[str, str | None] | None:
