@@ -12,7 +12,7 @@ import functools
 import json
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -240,21 +240,6 @@ def outside(prompt: Sequence[int], response: Sequence[int], opening: int, closin
     return torch.tensor(kept, dtype=torch.bool)
 
 
-def refine(cu_sents: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Spans of a response cut further where a token mask changes, and whether each lies inside the mask.
-
-    Args:
-        cu_sents: int32 [K + 1] offsets in the response.
-        mask: [R] bool.
-
-    Returns:
-        (int32 [K' + 1] offsets, [K'] bool).
-    """
-    changes = (mask[1:] != mask[:-1]).nonzero()[:, 0].int() + 1
-    finer = torch.cat([cu_sents, changes]).unique()
-    return finer, mask[finer[:-1].long()]
-
-
 def anchored_spans(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
@@ -264,21 +249,43 @@ def anchored_spans(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Spans of each response, and which of them the anchor speaks of.
 
+    What lies between delimiters is not anchored, and each stretch between two delimited parts is cut as if it were a
+    response of its own: a quotation that is left open in a thought leaves the answer as it is. A stretch of blanks,
+    or of an end of sequence alone, is no sentence and not anchored.
+
     Args:
         prompts, responses: token ids.
-        delimiters: ids of an opening and a closing token; what lies between them is not anchored. None: all is.
+        delimiters: ids of an opening and a closing token; None: all is anchored.
 
     Returns:
         (int32 [K_i + 1] offsets, [K_i] bool) of each response.
     """
-    cuts = spans(responses, table, granularity)
     if delimiters is None:
+        cuts = spans(responses, table, granularity)
         return cuts, [torch.ones(len(cut) - 1, dtype=torch.bool) for cut in cuts]
-    refined = [
-        refine(cut, outside(prompt, response, *delimiters))
-        for cut, prompt, response in zip(cuts, prompts, responses, strict=True)
-    ]
-    return [cut for cut, _ in refined], [kept for _, kept in refined]
+    empty = blank_ids(table) | end_ids(table)
+    stretches: list[list[int]] = []
+    owners: list[tuple[int, bool]] = []
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        place = 0
+        for free, run in groupby(outside(prompt, response, *delimiters).tolist()):
+            stretch = list(response[place : (place := place + len(list(run)))])
+            stretches.append(stretch)
+            owners.append((index, free and not empty.issuperset(stretch)))
+    offsets: list[list[int]] = [[0] for _ in responses]
+    kept: list[list[bool]] = [[] for _ in responses]
+    for (index, anchored), cut in zip(owners, spans(stretches, table, granularity), strict=True):
+        first = offsets[index][-1]
+        offsets[index] += [first + bound for bound in cut.tolist()[1:]]
+        kept[index] += [anchored] * (len(cut) - 1)
+    return [torch.tensor(o, dtype=torch.int32) for o in offsets], [torch.tensor(k, dtype=torch.bool) for k in kept]
+
+
+def blank_ids(table: SentenceTable) -> frozenset[int]:
+    """Ids that leave the automaton where it begins: blanks, line breaks, and rests of characters."""
+    start = automaton().number_of[START]
+    blank_C = (table.next_CQ[:, start] == start) & ~table.cut_CQ[:, start]
+    return frozenset(blank_C[table.class_V.long()].nonzero()[:, 0].tolist())
 
 
 def end_ids(table: SentenceTable) -> frozenset[int]:

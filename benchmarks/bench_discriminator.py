@@ -32,7 +32,7 @@ from aapa.discriminator import FitMaterial, FitSettings, QualityCard, SentenceDi
 from aapa.discriminator.base import Origin, Trunk
 from aapa.discriminator.fit import feature_statistics, pair_loss, split_material, standardised, train_model
 from aapa.discriminator.held_out import calibrate, quality_card, reference_scores, response_means
-from aapa.discriminator.material import Tokenization, build_pool
+from aapa.discriminator.material import Tokenization, anchored_material, build_pool
 from aapa.discriminator.pairs import PairSampler, SentencePool
 from aapa.discriminator.quality import auc
 from aapa.discriminator.sentence import SentenceModel
@@ -220,8 +220,8 @@ def measure(run: Run, prompts: int, epochs: int) -> dict[str, Any]:
     table = run.recipe.discriminator
     assert table is not None, "the recipe has no discriminator"
     table = table.model_copy(update={"prompts": prompts})
-    material = stage._material(run, table)
     settings, seed = stage._fit_settings(run, table), run.recipe.seed
+    material = anchored_material(stage._material(run, table), stage.sentence_table(run), settings.delimiters)
     tokenization = Tokenization(*stage._tokenization(run), settings.granularity, settings.delimiters)
     trunk = stage.open_trunk(run, stage._trunk_directory(run, table), table.layer, table.logprob_features)
     corruptions = settings.corruptions_per_prompt

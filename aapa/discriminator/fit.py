@@ -123,7 +123,8 @@ def fit_sentence_discriminator(
         ValueError: material from which no positive can be made, fewer than two prompts on a side of the
             split, or held-out rollouts that cannot calibrate.
     """
-    fitted_on, held_out = split_material(material, settings, seed)
+    check_material(material)
+    fitted_on, held_out = split_material(anchored_material(material, table, settings.delimiters), settings, seed)
     tokenization = Tokenization(encode, decode, table, settings.granularity, settings.delimiters)
     rng = random.Random(f"{seed}/fit")
     train = build_pool(trunk, fitted_on, tokenization, settings.corruptions_per_prompt, rng, reference_only=False)
@@ -163,7 +164,8 @@ def examine(
     Returns:
         (mean and standard deviation of the held-out rollouts' scores, figures on the held-out prompts).
     """
-    fitted_on, held_out = split_material(material, settings, seed)
+    check_material(material)
+    fitted_on, held_out = split_material(anchored_material(material, table, settings.delimiters), settings, seed)
     tokenization = Tokenization(encode, decode, table, settings.granularity, settings.delimiters)
     test = held_out_pool(trunk, held_out, tokenization, settings, seed)
     return *calibrate(discriminator, test), card_on(discriminator, test, len(fitted_on))
@@ -173,10 +175,8 @@ def split_material(
     material: Sequence[FitMaterial], settings: FitSettings, seed: int
 ) -> tuple[list[FitMaterial], list[FitMaterial]]:
     """(prompts to fit on, prompts that are held out); which ones depends on their number and the seed."""
-    check_material(material)
-    material = anchored_material(material, settings.delimiters)
     rng = random.Random(seed)
-    shuffled = rng.sample(material, len(material))
+    shuffled = rng.sample(list(material), len(material))
     if settings.shuffle_labels:
         shuffled = permuted(shuffled, rng)
     held = round(settings.held_out * len(shuffled))

@@ -68,7 +68,9 @@ class Tokenization:
     delimiters: tuple[int, int] | None = None
 
 
-def anchored_material(material: Sequence[FitMaterial], delimiters: tuple[int, int] | None) -> list[FitMaterial]:
+def anchored_material(
+    material: Sequence[FitMaterial], table: SentenceTable, delimiters: tuple[int, int] | None
+) -> list[FitMaterial]:
     """The material less responses of which nothing is anchored, and prompts whose first expert is such a one.
 
     Raises:
@@ -78,7 +80,8 @@ def anchored_material(material: Sequence[FitMaterial], delimiters: tuple[int, in
         return list(material)
 
     def anchored(item: FitMaterial, responses: list[list[int]]) -> list[list[int]]:
-        return [ids for ids in responses if bool(outside(item.prompt, ids, *delimiters).any())]
+        _, kept = anchored_spans([item.prompt] * len(responses), responses, table, delimiters=delimiters)
+        return [ids for ids, flags in zip(responses, kept, strict=True) if bool(flags.any())]
 
     left = [
         replace(item, experts=anchored(item, item.experts), rollouts=anchored(item, item.rollouts))
@@ -90,9 +93,11 @@ def anchored_material(material: Sequence[FitMaterial], delimiters: tuple[int, in
     return left
 
 
-def without_delimited(material: Sequence[FitMaterial], delimiters: tuple[int, int] | None) -> list[FitMaterial]:
+def without_delimited(
+    material: Sequence[FitMaterial], table: SentenceTable, delimiters: tuple[int, int] | None
+) -> list[FitMaterial]:
     """`anchored_material`, with the delimited parts cut out of its responses."""
-    material = anchored_material(material, delimiters)
+    material = anchored_material(material, table, delimiters)
     if delimiters is None:
         return material
 

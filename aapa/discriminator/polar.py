@@ -20,7 +20,7 @@ from torch import Tensor
 from aapa.discriminator.base import Origin, discriminator_hash
 from aapa.discriminator.fit import FitSettings, card_on, examine, held_out_pool, split_material
 from aapa.discriminator.held_out import calibrate
-from aapa.discriminator.material import FitMaterial, Tokenization, without_delimited
+from aapa.discriminator.material import FitMaterial, Tokenization, check_material, without_delimited
 from aapa.discriminator.quality import QualityCard
 from aapa.kernels import SentenceTable
 from aapa.sentences import Granularity
@@ -142,7 +142,8 @@ def calibrate_reward_model(
     Raises:
         ValueError: too few prompts, held-out rollouts that cannot calibrate, or another granularity.
     """
-    material, settings = _cut(material, settings)
+    check_material(material)
+    material, settings = _cut(material, settings, table)
     fitted_on, held_out = split_material(material, settings, seed)
     judge = _judge(PolarDiscriminator(0.0, 1.0, model.origin, settings.granularity), model)
     test = held_out_pool(
@@ -166,13 +167,15 @@ def examine_reward_model(
 ) -> tuple[float, float, QualityCard]:
     """`aapa.discriminator.examine` for a reward model; arguments as in `calibrate_reward_model`."""
     judge = _judge(discriminator, model)
-    material, settings = _cut(material, settings)
+    material, settings = _cut(material, settings, table)
     return examine(judge, judge.readings, material, settings, encode, decode, table, seed)
 
 
-def _cut(material: Sequence[FitMaterial], settings: FitSettings) -> tuple[list[FitMaterial], FitSettings]:
+def _cut(
+    material: Sequence[FitMaterial], settings: FitSettings, table: SentenceTable
+) -> tuple[list[FitMaterial], FitSettings]:
     """The material as a reward model reads it, and settings under which all of it counts."""
-    return without_delimited(material, settings.delimiters), replace(settings, delimiters=None)
+    return without_delimited(material, table, settings.delimiters), replace(settings, delimiters=None)
 
 
 def _judge(discriminator: PolarDiscriminator, model: RewardModelView) -> Judge:

@@ -92,7 +92,7 @@ def test_without_context_the_pool_is_that_of_the_answers() -> None:
         build_pool(Trunk(), items, tokenization, 4, random.Random(3), reference_only=True)
         for items, tokenization in (
             (material, how),
-            (without_delimited(material, (OPEN, CLOSE)), replace(how, delimiters=None)),
+            (without_delimited(material, TABLE, (OPEN, CLOSE)), replace(how, delimiters=None)),
         )
     ]
     for name in ("state_SD", "length_S", "kind_S", "prompt_R", "rollout_length_N"):
@@ -130,16 +130,18 @@ def test_thoughts_are_never_damaged(kind: str, index: int, seed: int) -> None:
 def test_what_is_not_anchored_at_all_is_left_out() -> None:
     answer = toy.encode("w1 w2.")
     lost, kept = [OPEN, *answer, 0], thinking(answer, answer)
+    closed = thinking(answer, [0])  # and then said nothing
     items = [
-        FitMaterial([22], [kept, lost], [lost, kept]),
+        FitMaterial([22], [kept, lost], [lost, kept, closed]),
+        FitMaterial([25], [closed, kept], [kept]),
         FitMaterial([23], [lost, kept], [kept]),
         FitMaterial([24], [kept], []),
     ]
-    left = anchored_material(items, (OPEN, CLOSE))
+    left = anchored_material(items, TABLE, (OPEN, CLOSE))
     assert left == [FitMaterial([22], [kept], [kept]), FitMaterial([24], [kept], [])]
-    assert anchored_material(items, None) == items
+    assert anchored_material(items, TABLE, None) == items
     with pytest.raises(ValueError, match="^material: expected expert responses with a part that is anchored"):
-        anchored_material(items[1:2], (OPEN, CLOSE))
+        anchored_material(items[1:3], TABLE, (OPEN, CLOSE))
 
 
 def test_a_reward_model_reads_what_is_left() -> None:
@@ -154,7 +156,7 @@ def test_a_reward_model_reads_what_is_left() -> None:
     view = RewardModelView(Origin("a", -1, "b"), scores, decode)
     frozen, card = calibrate_reward_model(view, material, how, toy.encode, decode, TABLE, 7)
     assert not any("think" in text for c in asked for text in (c.reference, c.response))
-    _, held_out = split_material(without_delimited(material, (OPEN, CLOSE)), replace(how, delimiters=None), 7)
+    _, held_out = split_material(without_delimited(material, TABLE, (OPEN, CLOSE)), replace(how, delimiters=None), 7)
     own = [scores([Comparison("", decode(i.experts[0]), decode(r))])[0] for i in held_out for r in i.rollouts]
     assert frozen.mean == pytest.approx(statistics.mean(own))
     assert examine_reward_model(frozen, view, material, how, toy.encode, decode, TABLE, 7) == (

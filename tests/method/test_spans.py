@@ -17,13 +17,24 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from aapa.kernels import SentenceTable, anchor_advantages
-from aapa.sentences import anchored_spans, build_sentence_table, outside, refine, spans
+from aapa.sentences import anchored_spans, build_sentence_table, outside, spans
 
 sys.path.insert(0, str(Path(__file__).parent))
 from straight_line import anchor_values
 
 OPEN, CLOSE = 3, 4
-VOCABULARY = {"one": 0, " two": 1, ".": 2, "<think>": OPEN, "</think>": CLOSE, " three": 5, "\n": 6, "<eos>": 7}
+VOCABULARY = {
+    "one": 0,
+    " two": 1,
+    ".": 2,
+    "<think>": OPEN,
+    "</think>": CLOSE,
+    " three": 5,
+    "\n": 6,
+    "<eos>": 7,
+    " (": 8,
+    "```": 9,
+}
 tokens = st.lists(st.sampled_from(sorted(VOCABULARY.values())), max_size=14)
 prompts = st.lists(st.sampled_from(sorted(VOCABULARY.values())), min_size=1, max_size=5)
 
@@ -76,27 +87,6 @@ def test_outside_is_what_a_pattern_on_text_finds(prompt: list[int], response: li
     assert outside(prompt, response, OPEN, CLOSE).tolist() == literal_outside(prompt, response)
 
 
-@given(data=st.data(), lengths=st.lists(st.integers(1, 4), max_size=5))
-def test_spans_are_refined_where_the_mask_changes(data: st.DataObject, lengths: list[int]) -> None:
-    size = sum(lengths)
-    mask = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
-    cu_sents = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
-    finer, inside = refine(cu_sents, torch.tensor(mask, dtype=torch.bool))
-    changes = {t for t in range(1, size) if mask[t] != mask[t - 1]}
-    assert finer.dtype == torch.int32 and inside.dtype == torch.bool
-    assert finer.tolist() == sorted(set(cu_sents.tolist()) | changes)
-    for (start, stop), flag in zip(pairwise(finer.tolist()), inside.tolist(), strict=True):
-        assert mask[start:stop] == [flag] * (stop - start)
-
-
-def test_refining_by_hand() -> None:
-    cu_sents = torch.tensor([0, 3, 6], dtype=torch.int32)
-    finer, inside = refine(cu_sents, torch.tensor([0, 0, 1, 1, 1, 0], dtype=torch.bool))
-    assert (finer.tolist(), inside.tolist()) == ([0, 2, 3, 5, 6], [False, True, True, False])
-    finer, inside = refine(torch.tensor([0], dtype=torch.int32), torch.zeros(0, dtype=torch.bool))
-    assert (finer.tolist(), inside.tolist()) == ([0], [])
-
-
 def test_anchored_spans_by_hand() -> None:
     # "one two. three</think>\n one." with the part opened in the prompt; the part ends within a sentence.
     prompt, response = [0, OPEN], [0, 1, 2, 5, CLOSE, 0, 2]
@@ -105,6 +95,19 @@ def test_anchored_spans_by_hand() -> None:
     assert kept.tolist() == [False, False, True]
     (cut,), (kept,) = anchored_spans([prompt], [response], table(), "response", (OPEN, CLOSE))
     assert (cut.tolist(), kept.tolist()) == ([0, 5, 7], [False, True])
+    # What a thought leaves open does not reach the answer, in which two sentences are.
+    for thought in ([8, 0], [9, 6, 0, 6], [0, 8, 2]):
+        (cut,), (kept,) = anchored_spans(
+            [[0]], [[OPEN, *thought, CLOSE, 6, 0, 2, 1, 2, 7]], table(), "sentence", (OPEN, CLOSE)
+        )
+        ends = [len(thought) + 2 + place for place in (0, 3, 6)]
+        assert (cut.tolist()[-3:], kept.tolist()[-2:]) == (ends, [True, True]), "the line break belongs to what follows"
+        assert not any(kept.tolist()[:-2])
+    # Blanks and an end of sequence are no sentence.
+    (cut,), (kept,) = anchored_spans(
+        [[0]], [[0, 2, OPEN, 0, CLOSE, 6, OPEN, CLOSE, 7]], table(), "sentence", (OPEN, CLOSE)
+    )
+    assert (cut.tolist(), kept.tolist()) == ([0, 2, 5, 6, 8, 9], [True, False, False, False, False])
     # Nothing outside.
     (cut,), (kept,) = anchored_spans([prompt], [response[:4]], table(), "response", (OPEN, CLOSE))
     assert (cut.tolist(), kept.tolist()) == ([0, 4], [False])
@@ -123,15 +126,17 @@ def test_anchored_spans_tile_and_tell_what_is_meant(
     delimiters = (OPEN, CLOSE) if delimited else None
     cuts, kept = anchored_spans(asked, responses, table(), granularity, delimiters)
     assert len(cuts) == len(kept) == len(pairs)
-    for (prompt, response), cut, flags, plain in zip(
-        pairs, cuts, kept, spans(responses, table(), granularity), strict=True
-    ):
+    for (prompt, response), cut, flags in zip(pairs, cuts, kept, strict=True):
         mask = literal_outside(prompt, response) if delimited else [True] * len(response)
-        changes = {t for t in range(1, len(mask)) if mask[t] != mask[t - 1]}
+        changes = [t for t in range(1, len(mask)) if mask[t] != mask[t - 1]] if delimited else []
+        bounds, expected = [0], []
+        for first, last in pairwise([0, *changes, len(response)] if response else []):
+            (alone,) = spans([response[first:last]], table(), granularity)
+            bounds += [first + bound for bound in alone.tolist()[1:]]
+            blank = delimited and set(response[first:last]) <= {6, 7}
+            expected += [mask[first] and not blank] * (len(alone) - 1)
         assert cut.dtype == torch.int32 and flags.dtype == torch.bool
-        assert cut.tolist() == sorted(set(plain.tolist()) | changes)
-        lengths = [b - a for a, b in pairwise(cut.tolist())]
-        assert [flag for flag, n in zip(flags.tolist(), lengths, strict=True) for _ in range(n)] == mask
+        assert (cut.tolist(), flags.tolist()) == (bounds, expected)
 
 
 def test_no_responses_have_no_spans() -> None:
