@@ -38,6 +38,11 @@ class Schedule:
         if self.warmup < 0:
             raise ValueError(f"warmup: expected at least 0, got {self.warmup}")
 
+    def __str__(self) -> str:
+        """As a recipe has it."""
+        numbers = (f"{name} = {getattr(self, name):g}" for name in ("start", "end", "steps", "warmup"))
+        return f'{{ kind = "{self.kind}", {", ".join(numbers)} }}'
+
     def at(self, step: int) -> float:
         """Value at a step, counted from 0."""
         if step < self.warmup:

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 ANSWER = "A response that the check made up."
 
 
+def recipe_notes(recipe: Recipe) -> list[str]:
+    """What a recipe asks for that will have no effect, a line each; a run says it, too."""
+    from aapa.objectives.base import refills
+
+    return [
+        f"stages.{stage.name}.objective.dynamic_sampling: 'auto' never acts, for the anchor has a term of its own at "
+        "every step; groups of equal rewards are kept"
+        for stage in recipe.stages
+        if stage.objective.dynamic_sampling == "auto"
+        and not any(refills(stage.objective, step) for step in range(stage.steps))
+    ]
+
+
 def check_run(recipe: Recipe) -> list[str]:
     """Look at the model directory, every row, and the reward functions, each called on one row.
 

@@ -27,7 +27,7 @@ def validation_problems(error: ValidationError, table: Any, root: type[BaseModel
     for path, details in found.items():
         # A table where a number or a table is allowed: only what is wrong inside the table is of use.
         deeper = any(len(other) > len(path) and other[: len(path)] == path for other in found)
-        if deeper and all(detail["type"].endswith("_type") for detail in details):
+        if deeper and all(detail["type"].endswith("_type") or _other_choice(detail) for detail in details):
             continue
         if details[0]["type"] == "value_error":
             problems += _own_messages(path, str(details[0]["ctx"]["error"]))
@@ -38,6 +38,11 @@ def validation_problems(error: ValidationError, table: Any, root: type[BaseModel
             got = "nothing" if details[0]["type"] == "missing" else short(details[0]["input"])
             problems.append((path, f"expected {wanted}, got {got}"))
     return problems
+
+
+def _other_choice(detail: dict[str, Any]) -> bool:
+    """Whether a table or an array was compared with words that are allowed in its place."""
+    return detail["type"] == "literal_error" and isinstance(detail["input"], dict | list | tuple)
 
 
 def _real_path(location: tuple[str | int, ...], table: Any, kind: str) -> Path:
@@ -109,6 +114,7 @@ _EXPECTED: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "string_too_short": "a string that is not empty",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', a letter or digit first",
     "too_short": lambda context: f"at least {context['min_length']} of them",
+    "too_long": lambda context: f"an array of at most {context['max_length']}",
     "literal_error": lambda context: str(context["expected"]),
     "greater_than": lambda context: f"a number above {context['gt']:g}",
     "greater_than_equal": lambda context: f"a number of at least {context['ge']:g}",
@@ -118,6 +124,8 @@ _EXPECTED: dict[str, str | Callable[[dict[str, Any]], str]] = {
 
 
 def _expected(detail: dict[str, Any]) -> str:
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], int):
+        return f"an array of at least {detail['loc'][-1] + 1}"
     wording = _EXPECTED.get(detail["type"])
     if wording is None:
         return str(detail["msg"]).removeprefix("Input should be ")
