@@ -120,20 +120,22 @@ def _run(words: list[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from aapa.engine.check import check_run, recipe_notes
     from aapa.engine.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, overrides)
     output = arguments.output or recipe.directory()
     if arguments.check:
-        from aapa.engine.check import check_run
-
-        for line in check_run(recipe):
+        for line in [*check_run(recipe), *recipe_notes(recipe)]:
             print(line)
         stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"
         print(f"{arguments.recipe}: ok, {stages}, run directory {output}")
         return
     from aapa.engine.trainer import train
 
+    if os.environ.get("RANK", "0") == "0":
+        for line in recipe_notes(recipe):
+            print(line)
     train(recipe, output)
 
 
