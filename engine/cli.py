@@ -111,6 +111,8 @@ def _run(words: list[str]) -> None:
         evaluate_policy(arguments.recipe, overrides, arguments.policy, arguments.rows or [], arguments.output)
     elif arguments.command == "plan":
         _plan(arguments, overrides)
+    elif arguments.command == "convert":
+        _convert(arguments)
     elif arguments.command == "discriminator":
         _discriminator(arguments, overrides)
     else:
@@ -169,6 +171,22 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
         as_given=arguments.as_given,
         results=arguments.results,
         json_output=arguments.json,
+    )
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from aapa.engine.convert import convert
+
+    if arguments.origin == arguments.to:
+        raise UserError(f"--to: expected another format than --from, got {arguments.to!r} twice")
+    convert(
+        arguments.source,
+        arguments.target,
+        arguments.to,
+        arguments.tp,
+        arguments.pp,
+        arguments.config,
+        arguments.unverified,
     )
 
 
@@ -246,6 +264,7 @@ def _parser(reference: bool) -> argparse.ArgumentParser:
     demo.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run (default: the demo's own)")
 
     _add_plan(commands)
+    _add_convert(commands)
     _add_discriminator(commands)
     report = commands.add_parser(
         "report",
@@ -294,6 +313,25 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--results", type=Path, metavar="DIR", help="measurements (JSON lines) that calibrate the estimate"
     )
     action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    action = commands.add_parser(
+        "convert",
+        help="weights between Hugging Face's format and Megatron's",
+        description="Converts weights, bit by bit. Tensors that are missing, unknown or misshapen are refused by name.",
+        allow_abbrev=False,
+        usage="aapa convert --from hf|megatron --to megatron|hf SRC DST [--tp N] [--pp N]",
+    )
+    formats = ("hf", "megatron")
+    action.add_argument("source", type=Path, metavar="SRC", help="a directory")
+    action.add_argument("target", type=Path, metavar="DST", help="a directory that does not exist yet")
+    action.add_argument("--from", dest="origin", choices=formats, required=True, help="format of SRC")
+    action.add_argument("--to", choices=formats, required=True, help="format of DST")
+    action.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks to cut for (default: 1)")
+    action.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline stages to cut for (default: 1)")
+    action.add_argument("--config", type=Path, metavar="DIR", help="config.json and tokenizer, where SRC has none")
+    action.add_argument("--unverified", action="store_true", help="read a Megatron checkpoint without a manifest")
 
 
 def _add_discriminator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

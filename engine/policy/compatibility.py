@@ -25,6 +25,7 @@ _MODULES = (
     "megatron.core.models.gpt.gpt_layer_specs",
     "megatron.core.distributed",
     "megatron.core.optimizer",
+    "megatron.core.dist_checkpointing.strategies.torch",
 )
 _CPU = torch.device("cpu")
 
