@@ -49,16 +49,21 @@ void check_logits(const at::Tensor& logits, const at::Tensor& column) {
   }
 }
 
-// [R] in the dtype of the logits, contiguous; nullptr for none.
-const void* vector(const std::optional<at::Tensor>& given, const at::Tensor& logits, const char* name) {
-  if (!given.has_value()) {
-    return nullptr;
+// A vector of the rows, contiguous in the dtype of the logits; keeps what it copied alive.
+class RowVector {
+ public:
+  RowVector(const std::optional<at::Tensor>& given, const at::Tensor& logits, const char* name) {
+    if (given.has_value()) {
+      TORCH_CHECK(given->dim() == 1 && given->size(0) == logits.size(0) && given->scalar_type() == logits.scalar_type(),
+                  name, ": expected [", logits.size(0), "] in ", logits.scalar_type());
+      values_ = given->contiguous();
+    }
   }
-  TORCH_CHECK(given->dim() == 1 && given->size(0) == logits.size(0) && given->scalar_type() == logits.scalar_type() &&
-                  given->is_contiguous(),
-              name, ": expected a contiguous [", logits.size(0), "] in ", logits.scalar_type());
-  return given->const_data_ptr();
-}
+  const void* data() const { return values_.defined() ? values_.const_data_ptr() : nullptr; }
+
+ private:
+  at::Tensor values_;
+};
 
 // Rows of a thread: at least about 64 thousand elements.
 int64_t grain(const at::Tensor& logits) { return std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, logits.size(1))); }
@@ -74,8 +79,9 @@ at::Tensor head_statistics(
     found.select(0, 0).fill_(-std::numeric_limits<double>::infinity());
     return found;
   }
+  const RowVector scale_c(scale, logits, "scale");
   const HeadChunk chunk{const_cast<void*>(logits.const_data_ptr()), logits.stride(0), logits.size(1),
-                        column_c.const_data_ptr<int64_t>(), vector(scale, logits, "scale")};
+                        column_c.const_data_ptr<int64_t>(), scale_c.data()};
   const HeadRows& kernels = rows_for(logits.scalar_type());
   void* out = found.mutable_data_ptr();
   at::parallel_for(0, rows, grain(logits),
@@ -93,10 +99,11 @@ void head_gradient_(
     const std::optional<at::Tensor>& entropy_grad) {
   const auto column_c = column.contiguous();
   check_logits(logits, column_c);
-  const HeadTerms terms{vector(lse, logits, "lse"), vector(logprob_grad, logits, "logprob_grad"),
-                        vector(entropy, logits, "entropy"), vector(entropy_grad, logits, "entropy_grad")};
+  const RowVector scale_c(scale, logits, "scale"), lse_c(lse, logits, "lse"), entropy_c(entropy, logits, "entropy");
+  const RowVector logprob_grad_c(logprob_grad, logits, "logprob_grad"), entropy_grad_c(entropy_grad, logits, "entropy_grad");
+  const HeadTerms terms{lse_c.data(), logprob_grad_c.data(), entropy_c.data(), entropy_grad_c.data()};
   const HeadChunk chunk{logits.mutable_data_ptr(), logits.stride(0), logits.size(1), column_c.const_data_ptr<int64_t>(),
-                        vector(scale, logits, "scale")};
+                        scale_c.data()};
   const HeadRows& kernels = rows_for(logits.scalar_type());
   at::parallel_for(0, logits.size(0), grain(logits),
                    [&](int64_t begin, int64_t end) { kernels.gradient(chunk, terms, begin, end); });
