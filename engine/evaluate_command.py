@@ -134,12 +134,12 @@ def _evaluate(recipe: Recipe, policy: Policy, directory: Path) -> None:
     from aapa.engine.checkpoint import open_checkpoint
     from aapa.engine.evaluate import evaluate
     from aapa.engine.policy import parallel as groups
-    from aapa.engine.setup import open_run
+    from aapa.engine.setup import open_run, start_groups
 
     layout = recipe.parallel
     torch.set_num_threads(layout.threads)
     began = time.monotonic()
-    parallel = groups.start(layout.tensor, layout.pipeline, layout.timeout_seconds)
+    parallel = start_groups(layout)
     try:
         run = open_run(recipe, directory, parallel)
         with closing(run.pool):

@@ -17,10 +17,12 @@ from aapa.engine.discriminator_stage import check_layer, delimiter_ids, open_sco
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import Origin, SafetensorsWeights, read_config, read_tokenizer
 from aapa.engine.hub import local_directory
+from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.frozen import FrozenModel, model_hash
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
-from aapa.engine.recipe import ModelTable, Recipe, StageTable
+from aapa.engine.policy.settings import TrainSettings
+from aapa.engine.recipe import ModelTable, ParallelTable, Recipe, StageTable
 from aapa.engine.recipe.checks import checkpoint_problems
 from aapa.engine.recipe.problems import raise_problems
 from aapa.engine.reward_model import open_directory
@@ -32,6 +34,23 @@ from aapa.engine.tasks import load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+def start_groups(table: ParallelTable) -> Parallel:
+    """Join the job and cut it into the groups of a recipe's layout."""
+    return groups.start(
+        table.tensor,
+        table.pipeline,
+        table.timeout_seconds,
+        context=table.context,
+        sequence=table.sequence,
+        virtual=table.virtual,
+    )
+
+
+def train_settings(table: ParallelTable) -> TrainSettings:
+    """What of a recipe's layout concerns the policy's training alone."""
+    return TrainSettings(table.distributed_optimizer, table.overlap, table.recompute)
 
 
 def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
@@ -59,7 +78,7 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
         if task.changed_end and origin is not None:
             origin = origin.ending_with(tokenizer.eos_token, tokenizer.eos_token_id)
     dtype = DTYPES[recipe.model.dtype]
-    policy = MegatronPolicy(config, parallel, dtype)
+    policy = MegatronPolicy(config, parallel, dtype, train_settings(recipe.parallel))
     policy.load_weights(weights, source="model.source")
     engine = None
     if parallel.is_leader:

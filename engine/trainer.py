@@ -24,12 +24,12 @@ from aapa.engine.evaluate import Evaluation, evaluate
 from aapa.engine.hf_directory import SafetensorsWeights
 from aapa.engine.metrics import MetricsLog, SampleLog
 from aapa.engine.policy import parallel as groups
-from aapa.engine.policy.optimizer import MOMENTS, AdamSettings
+from aapa.engine.policy.optimizer import AdamSettings
 from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import Recipe
 from aapa.engine.report import write_report
 from aapa.engine.run import Run, StageRun
-from aapa.engine.setup import begin_directory, open_run, open_stage
+from aapa.engine.setup import begin_directory, open_run, open_stage, start_groups
 from aapa.engine.step import training_step
 from aapa.engine.summary import SummaryFile
 
@@ -43,7 +43,7 @@ def train(recipe: Recipe, output: Path) -> None:
         TrainingFault: a loss, score or gradient was not finite.
     """
     torch.set_num_threads(recipe.parallel.threads)
-    parallel = groups.start(recipe.parallel.tensor, recipe.parallel.pipeline, recipe.parallel.timeout_seconds)
+    parallel = start_groups(recipe.parallel)
     try:
         run = open_run(recipe, output, parallel)
         with _stop_signal() as stop, closing(run.pool):
@@ -255,7 +255,8 @@ class Trainer:
         policy = self.run.policy
         tensors: dict[str, Any] = {"weights": policy.weights()}
         if self.step > 0:
-            tensors |= {name: policy.moments(name) for name in MOMENTS}
+            assert policy.optimizer is not None
+            tensors |= {name: policy.moments(name) for name in policy.optimizer.names}
         state = {
             "recipe": self.run.recipe.table(),
             "stage_index": self.stage_index,
@@ -315,6 +316,6 @@ class Trainer:
 
     def _load_optimizer(self) -> None:
         assert self.resumed is not None and self.run.policy.optimizer is not None
-        for name in MOMENTS:
+        for name in self.run.policy.optimizer.names:
             self.run.policy.load_moments(name, self.resumed.tensors(name), source=str(self.resumed.path))
         self.run.policy.optimizer.set_steps(self.resumed.state["optimizer_steps"])

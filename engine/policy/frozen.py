@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from aapa.batch import Sequence, TokenBatch
-from aapa.engine.policy.megatron import head_outputs, run_schedule
 from aapa.engine.policy.model import PolicyModel, build_model
 from aapa.engine.policy.parallel import Parallel
+from aapa.engine.policy.schedule import head_outputs, run_schedule
+from aapa.engine.policy.shard import Shard
 from aapa.engine.policy.stream import load
 from aapa.kernels import reference_head
 from aapa.packing import pack
@@ -73,6 +75,8 @@ class FrozenModel:
             raise ValueError(f"discriminator.layer: expected -1 or 1 … {layers}, got {layer}")
         if logprob_features and layer != -1:
             raise ValueError(f"discriminator.layer: expected -1 beside log-prob features, got {layer}")
+        # Chunks pay where passes go both ways; a trunk of some layers need not divide into them.
+        parallel = replace(parallel, virtual=1)
         self.hf, self.parallel, self.layer = hf, parallel, layer
         self.logprob_features = logprob_features
         self.micro_batch_tokens = micro_batch_tokens
@@ -139,24 +143,23 @@ class FrozenModel:
     def logprobs(self, batches: list[TokenBatch]) -> list[Tensor]:
         """[T] log-probs of each batch's targets."""
         assert self.layer == -1, "a trunk that ends at an inner layer has no head"
-        parts = head_outputs(self.model, self.model, batches, self.parallel, self.hf.vocab_size, entropy=False)
+        head = self.model.head_weight
+        parts = head_outputs([self.model], head, batches, self.parallel, self.hf.vocab_size, entropy=False)
         return [logprob for logprob, _ in parts]
 
     def _outputs(
         self, batches: list[TokenBatch], bounds: list[Tensor], with_logprobs: bool
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Features of all spans of each batch, and the log-probs of its targets where they are wanted."""
-        remaining = iter(bounds)
 
-        def output_of(batch: TokenBatch) -> Callable[..., tuple[Tensor, Tensor | None]]:
-            cu_sents = next(remaining)
-
+        def output_of(place: int, shard: Shard) -> Callable[..., tuple[Tensor, Tensor | None]]:
             def head(hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor | None]:
-                return self._head(hidden[:, 0], batch, cu_sents.to(hidden.device), with_logprobs)
+                whole_TD = shard.whole_hidden(hidden[:, 0])
+                return self._head(whole_TD, shard.batch, bounds[place].to(hidden.device), with_logprobs)
 
             return head
 
-        outputs = run_schedule(self.model, batches, self.parallel, output_of, forward_only=True)
+        outputs = run_schedule([self.model], batches, self.parallel, output_of, forward_only=True)
         if self.parallel.pipeline == 1:
             return outputs
         results: list[tuple[Tensor, Tensor | None]] = []

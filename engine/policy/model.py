@@ -24,6 +24,7 @@ from aapa.engine.policy.families import config_problems
 from aapa.engine.policy.layers import block_spec
 from aapa.engine.policy.names import problem_text
 from aapa.engine.policy.parallel import Parallel
+from aapa.engine.policy.settings import TrainSettings
 
 
 class PolicyModel(GPTModel):
@@ -67,12 +68,25 @@ def rotary_frequencies(hf: PretrainedConfig) -> tuple[Tensor | None, float]:
     return frequencies, float(factor)
 
 
+# Megatron's words for what is recomputed: one layer after another, or the core attention alone.
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
 def transformer_config(
-    hf: PretrainedConfig, parallel: Parallel, dtype: torch.dtype, layers: int | None = None
+    hf: PretrainedConfig,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    layers: int | None = None,
+    settings: TrainSettings | None = None,
 ) -> TransformerConfig:
     """Megatron's configuration of a Hugging Face model; `layers` cuts it short."""
     check_supported(hf)
     _, factor = rotary_frequencies(hf)
+    recompute = "none" if settings is None else settings.recompute
     return TransformerConfig(
         num_layers=hf.num_hidden_layers if layers is None else layers,
         hidden_size=hf.hidden_size,
@@ -93,6 +107,10 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual if parallel.virtual > 1 else None,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # Weights always come from a Hugging Face state, so that they do not depend on the layout.
@@ -111,6 +129,7 @@ def transformer_config(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         persist_layer_norm=False,
+        **_RECOMPUTE[recompute],
     )
 
 
@@ -126,20 +145,38 @@ def build_model(
     layers: int | None = None,
     final_norm: bool = True,
 ) -> PolicyModel:
-    """This rank's shard of the model, uninitialised. `layers` keeps the first layers only, for a trunk."""
-    config = transformer_config(hf, parallel, dtype, layers)
+    """This rank's shard of a model that does not train, uninitialised. `layers` keeps the first layers only."""
+    assert parallel.virtual == 1, "a frozen model has one chunk a stage"
+    return _build_chunk(hf, parallel, transformer_config(hf, parallel, dtype, layers), 0, final_norm)
+
+
+def build_chunks(
+    hf: PretrainedConfig, parallel: Parallel, dtype: torch.dtype, settings: TrainSettings
+) -> list[PolicyModel]:
+    """This rank's shard of the policy, uninitialised: a chunk, or several with an interleaved schedule."""
+    config = transformer_config(hf, parallel, dtype, settings=settings)
+    return [_build_chunk(hf, parallel, config, chunk, True) for chunk in range(parallel.virtual)]
+
+
+def _build_chunk(
+    hf: PretrainedConfig, parallel: Parallel, config: TransformerConfig, chunk: int, final_norm: bool
+) -> PolicyModel:
+    stage = chunk if parallel.virtual > 1 else None
     model = PolicyModel(
         config,
-        block_spec(config, final_norm),
+        block_spec(config, final_norm, stage),
         vocab_size=padded_vocabulary(hf.vocab_size, parallel.tensor),
         max_sequence_length=hf.max_position_embeddings,
-        pre_process=parallel.first_stage,
-        post_process=parallel.last_stage,
+        pre_process=parallel.first_stage and chunk == 0,
+        post_process=parallel.last_stage and chunk == parallel.virtual - 1,
         parallel_output=True,
         share_embeddings_and_output_weights=hf.tie_word_embeddings,
         position_embedding_type="rope",
         rotary_base=hf.rope_parameters["rope_theta"],
+        vp_stage=stage,
     )
+    # The table has all positions on every rank, and each looks up those of its own tokens.
+    model.rotary_pos_emb.cp_group = None
     frequencies, _ = rotary_frequencies(hf)
     if frequencies is not None:
         model.rotary_pos_emb.inv_freq = frequencies.to(model.rotary_pos_emb.inv_freq.device)

@@ -6,8 +6,9 @@ disk depends on the parallel layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,11 @@ from aapa.engine.policy.model import PolicyModel
 from aapa.engine.policy.names import EMBEDDING, Entry, entry, join, problem_text, split, tensor_problems
 from aapa.engine.policy.parallel import Parallel
 
+# Most bytes of whole tensors that are gathered at once; a larger tensor is gathered alone.
+BUCKET_BYTES = 256 * 2**20
+
+Chunks = PolicyModel | Sequence[PolicyModel]
+
 
 @runtime_checkable
 class Shaped(Protocol):
@@ -26,8 +32,25 @@ class Shaped(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is known of a parameter's part on every rank of its pipeline stage."""
+
+    entry: Entry
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+def chunks_of(model: Chunks) -> list[PolicyModel]:
+    return [model] if isinstance(model, PolicyModel) else list(model)
+
+
 def local_entries(model: PolicyModel, hf: PretrainedConfig) -> Iterator[tuple[Entry, Tensor]]:
-    """This stage's parameters with their entries, without the last stage's copy of a tied embedding."""
+    """This chunk's parameters with their entries, without the last stage's copy of a tied embedding."""
     for name, parameter in model.named_parameters():
         if name == "output_layer.weight" and hf.tie_word_embeddings:
             continue
@@ -43,62 +66,101 @@ def _global_layer(model: PolicyModel, name: str) -> int | None:
 
 @torch.no_grad()
 def stream(
-    model: PolicyModel,
+    model: Chunks,
     hf: PretrainedConfig,
     parallel: Parallel,
     value: Callable[[Tensor], Tensor] = lambda parameter: parameter.data,
+    bucket_bytes: int = BUCKET_BYTES,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors of `value(parameter)`, one after another, on every rank of the replica.
+    """Whole tensors of `value(parameter)` in the order of the model, on every rank of the replica.
 
-    A collective over the replica: all its ranks must exhaust it. At no time is more than one parameter gathered.
+    A collective over the replica: all its ranks must exhaust it. Where the model is split, tensors travel in buckets,
+    and beside the shard a rank holds no more than one bucket; where it is not, they are views of the parameters.
     """
-    for stage in range(parallel.pipeline):
-        mine = stage == parallel.pipeline_rank
-        entries = list(local_entries(model, hf)) if mine else []
-        for index in range(_count(len(entries), stage, parallel)):
-            whole: dict[str, Tensor] = {}
-            if mine:
-                item, parameter = entries[index]
-                whole = join(item, _gather_tensor(value(parameter), parallel), hf)
-            yield from _broadcast(whole, stage, parallel).items()
+    chunks = chunks_of(model)
+    for place in range(len(chunks)):
+        for stage in range(parallel.pipeline):
+            entries = list(local_entries(chunks[place], hf)) if stage == parallel.pipeline_rank else []
+            if parallel.tensor * parallel.pipeline == 1:
+                for item, parameter in entries:
+                    yield from join(item, [value(parameter)], hf).items()
+            else:
+                yield from _from_stage(entries, value, hf, parallel, stage, bucket_bytes)
 
 
-def _count(mine: int, stage: int, parallel: Parallel) -> int:
-    return mine if parallel.pipeline == 1 else _object_from_stage(mine, stage, parallel)
+def _from_stage(
+    entries: list[tuple[Entry, Tensor]],
+    value: Callable[[Tensor], Tensor],
+    hf: PretrainedConfig,
+    parallel: Parallel,
+    stage: int,
+    bucket_bytes: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of one stage's parameters, a bucket at a time."""
+    mine = stage == parallel.pipeline_rank
+    parts = []
+    if mine:
+        # The type is that of the values: moments of 16-bit parameters are of 32 bits.
+        dtype = value(entries[0][1]).dtype if entries else None
+        parts = [Part(item, tuple(parameter.shape), dtype) for item, parameter in entries if dtype is not None]
+    parts = _object_from_stage(parts, stage, parallel)
+    for bucket in _buckets(parts, parallel.tensor, bucket_bytes):
+        gathered = _gathered(
+            [parts[i] for i in bucket], [value(entries[i][1]) for i in bucket] if mine else None, parallel, stage
+        )
+        start = 0
+        for index in bucket:
+            part = parts[index]
+            shards = [row[start : start + part.numel].view(part.shape) for row in gathered]
+            start += part.numel
+            yield from join(part.entry, shards, hf).items()
+        del gathered, shards
 
 
-def _object_from_stage(value, stage: int, parallel: Parallel):  # type: ignore[no-untyped-def]
+def _object_from_stage(value: Any, stage: int, parallel: Parallel) -> Any:
+    if parallel.pipeline == 1:
+        return value
     box = [value]
     source = dist.get_global_rank(parallel.pipeline_group, stage)
     dist.broadcast_object_list(box, src=source, group=parallel.pipeline_group)
     return box[0]
 
 
-def _gather_tensor(tensor: Tensor, parallel: Parallel) -> list[Tensor]:
-    if parallel.tensor == 1:
-        return [tensor]
-    shards = [torch.empty_like(tensor) for _ in range(parallel.tensor)]
-    dist.all_gather(shards, tensor.contiguous(), group=parallel.tensor_group)
-    return shards
+def _buckets(parts: list[Part], ranks: int, most: int) -> Iterator[list[int]]:
+    """Consecutive parameters that a bucket holds: this rank's parts, those of all ranks, and one whole tensor."""
+    bucket: list[int] = []
+    held = largest = 0
+    for index, part in enumerate(parts):
+        whole = part.numel * part.dtype.itemsize * ranks
+        if bucket and held + whole + whole // ranks + max(largest, whole) > most:
+            yield bucket
+            bucket, held, largest = [], 0, 0
+        bucket.append(index)
+        held += whole + whole // ranks
+        largest = max(largest, whole)
+    if bucket:
+        yield bucket
 
 
-def _broadcast(whole: dict[str, Tensor], stage: int, parallel: Parallel) -> dict[str, Tensor]:
-    if parallel.pipeline == 1:
-        return whole
-    header = [(name, tuple(t.shape), t.dtype) for name, t in whole.items()]
-    header = _object_from_stage(header, stage, parallel)
-    source = dist.get_global_rank(parallel.pipeline_group, stage)
-    result = {}
-    for name, shape, dtype in header:
-        tensor = whole[name].contiguous() if name in whole else torch.empty(shape, dtype=dtype, device=parallel.device)
-        dist.broadcast(tensor, src=source, group=parallel.pipeline_group)
-        result[name] = tensor
-    return result
+def _gathered(parts: list[Part], values: list[Tensor] | None, parallel: Parallel, stage: int) -> Tensor:
+    """[tensor-parallel ranks, elements] the bucket's parts of all ranks, on every stage."""
+    elements, dtype = sum(part.numel for part in parts), parts[0].dtype
+    gathered = torch.empty(parallel.tensor, elements, dtype=dtype, device=parallel.device)
+    if values is not None:
+        flat = torch.cat([value.reshape(-1) for value in values])
+        if parallel.tensor == 1:
+            gathered[0].copy_(flat)
+        else:
+            dist.all_gather_into_tensor(gathered.view(-1), flat, group=parallel.tensor_group)
+    if parallel.pipeline > 1:
+        source = dist.get_global_rank(parallel.pipeline_group, stage)
+        dist.broadcast(gathered, src=source, group=parallel.pipeline_group)
+    return gathered
 
 
 @torch.no_grad()
 def load(
-    model: PolicyModel,
+    model: Chunks,
     hf: PretrainedConfig,
     parallel: Parallel,
     whole: Mapping[str, Tensor],
@@ -113,13 +175,14 @@ def load(
     problems = tensor_problems(hf, _shapes(whole))
     if problems:
         raise ValueError(problem_text(source, problems))
-    for name, parameter in model.named_parameters():
-        item = entry(name, _global_layer(model, name))
-        if name == "output_layer.weight" and hf.tie_word_embeddings:
-            item = Entry((EMBEDDING,), "vocabulary")
-        local = split(item, whole, hf, parallel.tensor_rank, parallel.tensor)
-        assert local.shape == parameter.shape, f"{name}: {tuple(local.shape)} is not {tuple(parameter.shape)}"
-        put(parameter, local.to(parameter.device))
+    for chunk in chunks_of(model):
+        for name, parameter in chunk.named_parameters():
+            item = entry(name, _global_layer(chunk, name))
+            if name == "output_layer.weight" and hf.tie_word_embeddings:
+                item = Entry((EMBEDDING,), "vocabulary")
+            local = split(item, whole, hf, parallel.tensor_rank, parallel.tensor)
+            assert local.shape == parameter.shape, f"{name}: {tuple(local.shape)} is not {tuple(parameter.shape)}"
+            put(parameter, local.to(parameter.device))
 
 
 def _shapes(whole: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...]]:

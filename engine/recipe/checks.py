@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def consistency_problems(recipe: Recipe) -> list[Problem]:
     """Everything that can be told from the recipe alone."""
     problems = _model_problems(recipe) if recipe.model.source == "scratch" else _no_shape_problems(recipe.model)
+    problems += _layout_problems(recipe.parallel)
     names = Counter(stage.name for stage in recipe.stages)
     for index, stage in enumerate(recipe.stages):
         if stage.name in ("start", "initial") or stage.name.removesuffix("-best") in names.keys() - {stage.name}:
@@ -106,6 +107,21 @@ def _parallel_problems(parallel: ParallelTable, shape: dict[str, int]) -> list[P
         name, ranks = ("pipeline", parallel.pipeline) if field == "num_layers" else ("tensor", parallel.tensor)
         if size % ranks:
             problems.append(at(f"parallel.{name}", f"expected a divisor of {field}, {size}, got {ranks}"))
+    layers, chunks = shape["num_layers"], parallel.pipeline * parallel.virtual
+    if parallel.virtual > 1 and layers % parallel.pipeline == 0 and layers % chunks:
+        text = f"expected a divisor of the {layers // parallel.pipeline} layers of a stage, got {parallel.virtual}"
+        problems.append(at("parallel.virtual", text))
+    return problems
+
+
+def _layout_problems(parallel: ParallelTable) -> list[Problem]:
+    """Keys that split nothing at the sizes beside them."""
+    problems: list[Problem] = []
+    if parallel.sequence and parallel.tensor == 1:
+        problems.append(at("parallel.sequence", "expected false with tensor = 1, where nothing is split, got true"))
+    if parallel.virtual > 1 and parallel.pipeline == 1:
+        text = f"expected 1 with pipeline = 1, where no stage waits for another, got {parallel.virtual}"
+        problems.append(at("parallel.virtual", text))
     return problems
 
 

@@ -77,8 +77,20 @@ class ParallelTable(Table):
 
     tensor: Count = Field(1, json_schema_extra=CHANGEABLE)
     """Tensor-parallel ranks; divides heads, key/value heads and intermediate_size."""
+    sequence: bool = Field(False, json_schema_extra=CHANGEABLE)
+    """Sequence parallelism: the tensor-parallel ranks split norms and residuals by tokens; needs tensor > 1."""
     pipeline: Count = Field(1, json_schema_extra=CHANGEABLE)
     """Pipeline stages; divides num_layers."""
+    virtual: Count = Field(1, json_schema_extra=CHANGEABLE)
+    """Model chunks per stage, for the interleaved schedule; pipeline x virtual divides num_layers."""
+    context: Count = Field(1, json_schema_extra=CHANGEABLE)
+    """Context-parallel ranks, which split the tokens of a micro-batch; each holds the weights and works on a part."""
+    distributed_optimizer: bool = Field(False, json_schema_extra=CHANGEABLE)
+    """Splits optimizer states over the ranks that hold the same weights (ZeRO stage 1)."""
+    overlap: bool = Field(False, json_schema_extra=CHANGEABLE)
+    """Reduces gradients during the backward pass; with distributed_optimizer, gathers weights during the forward."""
+    recompute: Literal["none", "selective", "full"] = Field("none", json_schema_extra=CHANGEABLE)
+    """Activations computed again in the backward pass: those of the core attention (selective), or of whole layers."""
     micro_batch_tokens: Count = Field(8192, json_schema_extra=CHANGEABLE)
     """The memory knob: most tokens of one forward and backward pass. Does not change the loss."""
     timeout_seconds: Count = Field(600, json_schema_extra=CHANGEABLE)

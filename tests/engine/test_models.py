@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aapa import SFT
 from aapa.batch import Sequence
 from aapa.engine.hf_directory import Origin, SafetensorsWeights, read_config, read_tokenizer, write_directory
+from aapa.engine.policy.attention import PackedSeq
 from aapa.engine.policy.frozen import FrozenModel, model_hash
-from aapa.engine.policy.layers import PackedSeq
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.names import expected_shapes
 from aapa.engine.policy.optimizer import AdamSettings

@@ -14,8 +14,8 @@ from transformers import GPT2Config
 from aapa import GRPO, SFT
 from aapa.batch import BatchCounts, Sequence
 from aapa.engine.errors import TrainingFault, UserError
+from aapa.engine.policy.attention import PackedSeq
 from aapa.engine.policy.frozen import FrozenModel
-from aapa.engine.policy.layers import PackedSeq
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.model import check_supported
 from aapa.engine.policy.optimizer import AdamSettings

@@ -31,10 +31,10 @@ def config(tied: bool = True, layers: int = 2) -> Qwen3Config:
     )
 
 
-def hf_model(tied: bool = True, dtype: torch.dtype = torch.float64, seed: int = 0):
+def hf_model(tied: bool = True, dtype: torch.dtype = torch.float64, seed: int = 0, layers: int = 2):
     """Norm weights are shaken, so that a wrong mapping of them shows."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(tied), dtype=torch.float64)
+    model = AutoModelForCausalLM.from_config(config(tied, layers), dtype=torch.float64)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
