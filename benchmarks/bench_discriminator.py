@@ -38,6 +38,7 @@ from aapa.discriminator.quality import auc
 from aapa.discriminator.sentence import SentenceModel
 from aapa.engine import discriminator_stage as stage
 from aapa.engine.discriminator_command import _take_policy
+from aapa.engine.discriminator_material import draw_material, fit_settings
 from aapa.engine.policy import parallel as groups
 from aapa.engine.recipe import load_recipe
 from aapa.engine.run import Run
@@ -220,8 +221,8 @@ def measure(run: Run, prompts: int, epochs: int) -> dict[str, Any]:
     table = run.recipe.discriminator
     assert table is not None, "the recipe has no discriminator"
     table = table.model_copy(update={"prompts": prompts})
-    settings, seed = stage._fit_settings(run, table), run.recipe.seed
-    material = anchored_material(stage._material(run, table), stage.sentence_table(run), settings.delimiters)
+    settings, seed = fit_settings(run, table), run.recipe.seed
+    material = anchored_material(draw_material(run, table)[1], stage.sentence_table(run), settings.delimiters)
     tokenization = Tokenization(*stage._tokenization(run), settings.granularity, settings.delimiters)
     trunk = stage.open_trunk(run, stage._trunk_directory(run, table), table.layer, table.logprob_features)
     corruptions = settings.corruptions_per_prompt

@@ -153,7 +153,7 @@ def _discriminator(arguments: argparse.Namespace, overrides: list[str]) -> None:
     recipe = load_recipe(arguments.recipe, overrides)
     run = arguments.run or recipe.directory()
     if arguments.action == "fit":
-        command.fit(recipe, run, arguments.output)
+        command.fit(recipe, run, arguments.output, arguments.overwrite)
     else:
         command.refresh(recipe, run, command.DriftLimits(arguments.max_auc_drop, arguments.max_shift))
 
@@ -196,6 +196,7 @@ OWN_FLAGS = {
     "--output": 1,
     "--help": 0,
     "--run": 1,
+    "--overwrite": 0,
     "--max-auc-drop": 1,
     "--max-shift": 1,
     "--policy": 1,
@@ -346,18 +347,20 @@ def _add_discriminator(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "fit": "fit the recipe's discriminator on the policy that fit_after left in the run directory, and freeze it",
         "refresh": "embed new and changed experts, and refuse where the discriminator does not fit them any more",
     }
+    own = {"fit": "[--output DIR] [--overwrite]", "refresh": "[--max-auc-drop X] [--max-shift SIGMA]"}
     for name, text in texts.items():
         action = actions.add_parser(
             name,
             help=text,
             description=text,
             allow_abbrev=False,
-            usage=f"aapa discriminator {name} RECIPE [--KEY VALUE]…",
+            usage=f"aapa discriminator {name} RECIPE [--run DIR] {own[name]} [--KEY VALUE]…",
         )
         action.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe of the package")
         action.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/<name>)")
         if name == "fit":
             action.add_argument("--output", type=Path, metavar="DIR", help="default: the run's discriminator/")
+            action.add_argument("--overwrite", action="store_true", help="replace a discriminator that is there")
         else:
             action.add_argument("--max-auc-drop", type=float, default=0.03, metavar="X", help="default: 0.03")
             action.add_argument("--max-shift", type=float, default=0.25, metavar="SIGMA", help="default: 0.25")

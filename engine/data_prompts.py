@@ -55,7 +55,7 @@ def read_row(row: Mapping[str, Any], rules: RowRules) -> Row:
     """
     prompt = row.get(rules.prompt_column)
     if isinstance(prompt, str):
-        _check_text(prompt, rules.prompt_column)
+        check_text(prompt, rules.prompt_column)
         read: Prompt = prompt
     elif isinstance(prompt, Sequence):
         read = read_messages(prompt, rules.prompt_column)
@@ -66,7 +66,8 @@ def read_row(row: Mapping[str, Any], rules: RowRules) -> Row:
     return Row(read, _experts(row.get(rules.expert_column), rules), columns)
 
 
-def _check_text(text: str, name: str) -> None:
+def check_text(text: str, name: str) -> None:
+    """Raises `BadRow` for blanks only, and for a lone surrogate, which JSON can write and no tokenizer reads."""
     if not text.strip():
         raise BadRow(f"{name}: expected a text that is not empty, got {text!r}")
     try:
@@ -86,7 +87,7 @@ def read_messages(value: Sequence[Any], name: str) -> tuple[Mapping[str, Any], .
         if not isinstance(message.get("content"), str):
             got = type(message.get("content")).__name__
             raise BadRow(f"{name}[{number}].content: expected a text, got {got}")
-        _check_text(message["content"], f"{name}[{number}].content")
+        check_text(message["content"], f"{name}[{number}].content")
         # Arrow fills the keys that only other rows have with None.
         messages.append({key: item for key, item in message.items() if item is not None})
     if messages[-1]["role"] == "assistant":
@@ -106,7 +107,7 @@ def _experts(value: Any, rules: RowRules) -> tuple[str, ...]:
     if not texts and rules.needs_experts:
         raise BadRow(f"{name}: expected at least one response, got none")
     for text in texts:
-        _check_text(text, name)
+        check_text(text, name)
     return tuple(texts)
 
 

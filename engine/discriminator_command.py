@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from aapa.discriminator.store import load_card
+from aapa.discriminator.store import RECORD, load_card
 from aapa.engine.console import announce
 from aapa.engine.data import TokenizedExample, tokenized
 from aapa.engine.discriminator_stage import (
@@ -42,18 +42,22 @@ class DriftLimits:
     shift: float = 0.25
 
 
-def fit(recipe: Recipe, run_directory: Path, output: Path | None) -> None:
+def fit(recipe: Recipe, run_directory: Path, output: Path | None, overwrite: bool = False) -> None:
     """Fit the recipe's discriminator on the policy that `fit_after` left in the run directory, and freeze it.
 
     Raises:
-        UserError: the recipe has none to fit, or the run has not come so far.
+        UserError: the recipe has none to fit, the run has not come so far, or there is one that is to be kept.
     """
     if recipe.discriminator is None or recipe.discriminator.source is not None:
         got = "nothing" if recipe.discriminator is None else "a source"
         raise UserError(f"discriminator.fit_after: expected a discriminator to fit, got {got}")
+    directory = output or run_directory / "discriminator"
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--output: expected a directory, got the file {directory}")
+    if (directory / RECORD).exists() and not overwrite:
+        raise UserError(f"--output: expected a directory without a discriminator, got {directory}; give --overwrite")
     with _opened(recipe, run_directory) as run:
         _take_policy(run)
-        directory = output or run_directory / "discriminator"
         fit_discriminator(run, directory)
         if run.parallel.is_main:
             announce(f"frozen in {directory}")
@@ -70,6 +74,11 @@ def refresh(recipe: Recipe, run_directory: Path, limits: DriftLimits) -> None:
     anchor = next((s.objective.anchor for s in recipe.stages if s.objective.anchor and s.objective.anchor.active), None)
     if anchor is None:
         raise UserError("stages: expected an anchored one, whose experts are cached, got none")
+    if recipe.discriminator is not None and recipe.discriminator.source and recipe.model.source == "scratch":
+        raise UserError(
+            "model.source: expected the policy whose rollouts the discriminator was fitted on, got 'scratch'; a "
+            "discriminator that was brought along is examined on what that policy writes"
+        )
     with _opened(recipe, run_directory) as run:
         directory = discriminator_directory(run)
         scorer = open_scorer(run, anchor)
@@ -83,21 +92,22 @@ def refresh(recipe: Recipe, run_directory: Path, limits: DriftLimits) -> None:
         if card is None:
             raise UserError(f"{directory}: expected a quality card to compare with, got none")
         _take_policy(run)
-        drift = examine_again(run, scorer, card)
+        drift, prompts, known = examine_again(run, scorer, card, examples)
     announce(
-        f"drift: AUC {drift.auc:+.3f}, against genuine rollouts {drift.rollouts:+.3f}; "
+        f"drift on {prompts} of {known} prompts: AUC {drift.auc:+.3f}, against genuine rollouts {drift.rollouts:+.3f}; "
         f"mean score {drift.shift:+.2f} σ, spread ×{drift.spread:.2f}"
     )
     _check_drift(drift, limits)
 
 
 def _check_drift(drift: Drift, limits: DriftLimits) -> None:
+    # Comparisons that a figure that is lost, NaN, fails, too.
     problems = [
         f"{name}: expected a fall of at most {limits.auc_drop:g}, got {-value:.3f}"
         for name, value in (("auc", drift.auc), ("rollouts", drift.rollouts))
-        if value < -limits.auc_drop
+        if not value >= -limits.auc_drop
     ]
-    if abs(drift.shift) > limits.shift:
+    if not abs(drift.shift) <= limits.shift:
         problems.append(f"shift: expected at most {limits.shift:g} σ, got {drift.shift:+.2f}")
     if problems:
         raise UserError("\n".join([*problems, "the experts have changed too much: fit the discriminator anew"]))
@@ -117,7 +127,11 @@ class _opened:
     def __enter__(self) -> Run:
         torch.set_num_threads(self.recipe.parallel.threads)
         parallel = groups.start(timeout_seconds=self.recipe.parallel.timeout_seconds)
-        return open_run(self.recipe, self.directory, parallel)
+        try:
+            return open_run(self.recipe, self.directory, parallel)
+        except BaseException:
+            groups.stop()  # nobody leaves a context that was not entered
+            raise
 
     def __exit__(self, *_: object) -> None:
         groups.stop()

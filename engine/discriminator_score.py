@@ -16,7 +16,7 @@ from aapa.discriminator.store import read_record
 from aapa.engine.console import announce
 from aapa.engine.data import TokenizedExample
 from aapa.engine.data_files import FileTask
-from aapa.engine.data_prompts import Renderer, RowRules, read_messages
+from aapa.engine.data_prompts import Renderer, RowRules, check_text, read_messages
 from aapa.engine.data_rows import BadRow
 from aapa.engine.errors import UserError
 from aapa.engine.examples import Example
@@ -58,18 +58,22 @@ def score(discriminator: Path, data: Path, output: Path | None) -> None:
     Args:
         discriminator: directory of a frozen one.
         data: prompts are texts, or messages for a discriminator that has a trunk; "expert" may be a list, of which the
-            first is taken.
+            first is taken; "truncated": true says that a response did not come to its end.
         output: where rows of {"score", "sentences"} go; a histogram is drawn beside it. None prints them.
 
     Raises:
         UserError: a row is not as it should be, by file and line.
     """
+    picture = None if output is None else _check_output(output, data)
     frozen = load(discriminator)
     facts = read_record(discriminator)["trunk"]
     directory = (discriminator / facts["directory"]).resolve()
     rows = list(_rows(data, chats=not isinstance(frozen, PolarDiscriminator)))
     if not rows:
         raise UserError(f"{data}: expected at least one row, got none")
+    # A run with a span cuts texts by tokens of its policy's tokenizer, which a reward model does not have.
+    if isinstance(frozen, PolarDiscriminator) and facts.get("span"):
+        raise UserError(f"--discriminator: expected one that was fitted without anchor.span, got {discriminator}")
     if isinstance(frozen, PolarDiscriminator):
         scored = _judge_texts(frozen, directory, rows)
     else:
@@ -79,12 +83,26 @@ def score(discriminator: Path, data: Path, output: Path | None) -> None:
     if output is None:
         print("\n".join(lines))
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
+    assert picture is not None
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     values = [sentence["score"] for row in scored for sentence in row["sentences"] if sentence["score"] is not None]
-    picture = plot_scores({data.stem: score_histogram(torch.tensor(values))}, output.with_suffix(".png"))
+    plot_scores({data.stem: score_histogram(torch.tensor(values))}, picture)
     announce(f"{len(rows)} responses, {len(values)} sentences, mean score {sum(values) / max(len(values), 1):+.3f}")
     announce(f"written to {output} and {picture}")
+
+
+def _check_output(output: Path, data: Path) -> Path:
+    """Where the histogram goes, beside the scores; what cannot be written is found out before the scoring."""
+    picture = output.with_suffix(".png")
+    if output.suffix == ".png" or output.is_dir():
+        raise UserError(f"--output: expected a file for JSON lines, got {output}")
+    if data.resolve() in (output.resolve(), picture.resolve()):
+        raise UserError(f"--output: expected another file than --data, got {output}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: expected a file that can be written, got {output}: {error.strerror}") from None
+    return picture
 
 
 def _score_texts(
@@ -144,8 +162,10 @@ def _tokens(
         if longest > context:
             raise UserError(f"{row['where']}: expected at most {context} tokens, the trunk's context, got {longest}")
         example = Example(index, text, (row["expert"],), {})
-        examples.append(TokenizedExample(example, prompt, ([*expert, tokenizer.eos_token_id],)))
-        responses.append([*response, tokenizer.eos_token_id])
+        # A response has its end, once, unless the row says that it was cut off.
+        end = [tokenizer.eos_token_id]
+        examples.append(TokenizedExample(example, prompt, (expert if expert[-1:] == end else expert + end,)))
+        responses.append(response if response[-1:] == end or row["truncated"] else response + end)
     return examples, responses
 
 
@@ -213,9 +233,16 @@ def _rows(path: Path, chats: bool) -> Iterator[dict[str, Any]]:
                 row["prompt"] = read_messages(row["prompt"], "prompt")
             except BadRow as error:
                 raise UserError(f"{where}.{error}") from None
+        if not isinstance(row.setdefault("truncated", False), bool):
+            raise UserError(f"{where}.truncated: expected true or false, got {row['truncated']!r}")
         for key in ("prompt", "response", "expert"):
             if key == "prompt" and isinstance(row.get(key), tuple):
                 continue
             if not isinstance(row.get(key), str) or (key != "response" and not row[key]):
                 raise UserError(f"{where}.{key}: expected a text, got {row.get(key)!r}")
+            if row[key].strip():
+                try:
+                    check_text(row[key], key)
+                except BadRow as error:
+                    raise UserError(f"{where}.{error}") from None
         yield row | {"where": where}

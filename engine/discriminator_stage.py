@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,9 +26,12 @@ from aapa.discriminator import (
     freeze,
     load,
 )
+from aapa.discriminator.base import table_hash
 from aapa.discriminator.store import read_record
+from aapa.engine.anchor_span import delimiter_ids
 from aapa.engine.console import announce
-from aapa.engine.data import Sampler, tokenize
+from aapa.engine.data import TokenizedExample
+from aapa.engine.discriminator_material import draw_material, fit_settings, held_out_again, held_out_names
 from aapa.engine.discriminator_score import reading_facts
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import SafetensorsWeights, read_config
@@ -36,15 +40,14 @@ from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import DiscriminatorTable
 from aapa.engine.reward_model_stage import open_response_scorer, open_reward_model, reward_model_view
 from aapa.engine.rewards import load_function
-from aapa.engine.rollout import sample_seed
 from aapa.engine.run import Run
 from aapa.engine.score_plots import plot_scores
 from aapa.engine.scoring import ResponseScorer, Scorer, SentenceScorer
 from aapa.kernels import SentenceTable
-from aapa.sentences import Granularity, build_sentence_table
+from aapa.sentences import build_sentence_table
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    pass
 
 
 START = "start"
@@ -69,38 +72,46 @@ def fit_discriminator(run: Run, directory: Path | None = None) -> str:
         freeze(discriminator, directory, trunk={"directory": where, **facts}, card=card)
         plot_scores(card.histograms, directory / "scores.png")
         announce(card_line(card))
+        if min(card.auc, card.rollouts) < 0.5:
+            announce("warning: it scores experts no higher than what it should tell from them; an anchor on it would misguide")
     run.parallel.barrier()
     return discriminator.hash
 
 
 def _fit_on_trunk(run: Run, settings: DiscriminatorTable) -> tuple[Frozen, QualityCard, Path, dict[str, Any]]:
-    """(discriminator, figures, directory of its trunk, what else the record says of the trunk)."""
+    """(discriminator, figures, directory of its trunk, what the record says of the trunk and of the fit)."""
     directory = _trunk_directory(run, settings)
     trunk = open_trunk(run, directory, settings.layer, settings.logprob_features)
-    material = _material(run, settings)
+    data, material = draw_material(run, settings)
+    how = fit_settings(run, settings)
     with StageProgress("discriminator", settings.steps, ("loss", "accuracy"), rank=run.parallel.rank) as progress:
 
         def on_progress(step: int, _: int, figures: Mapping[str, float]) -> None:
             progress.update(step, figures)
 
         discriminator, card = fit_sentence_discriminator(
-            trunk, material, _fit_settings(run, settings), *_tokenization(run), run.recipe.seed, on_progress
+            trunk, material, how, *_tokenization(run), run.recipe.seed, on_progress
         )
     facts = {"layer": settings.layer, "logprob_features": settings.logprob_features}
-    span = _fit_settings(run, settings).delimiters
-    return discriminator, card, directory, facts | reading_facts(run.task, run.tokenizer) | {"span": span}
+    facts |= reading_facts(run.task, run.tokenizer) | {"span": how.delimiters}
+    return discriminator, card, directory, facts | {"held_out": _held_out(run, how, data, material)}
 
 
 def _calibrate_reward_model(run: Run, settings: DiscriminatorTable) -> tuple[Frozen, QualityCard, Path, dict[str, Any]]:
-    """(discriminator, figures, directory of the reward model, nothing)."""
+    """(discriminator, figures, directory of the reward model, what the record says of the fit)."""
     assert settings.reward_model is not None
     directory = Path(settings.reward_model)
     view = reward_model_view(run, open_reward_model(run, directory))
-    material = _material(run, settings)
-    discriminator, card = calibrate_reward_model(
-        view, material, _fit_settings(run, settings), *_tokenization(run), run.recipe.seed
-    )
-    return discriminator, card, directory, {}
+    data, material = draw_material(run, settings)
+    how = fit_settings(run, settings)
+    discriminator, card = calibrate_reward_model(view, material, how, *_tokenization(run), run.recipe.seed)
+    return discriminator, card, directory, {"span": how.delimiters, "held_out": _held_out(run, how, data, material)}
+
+
+def _held_out(
+    run: Run, how: FitSettings, data: list[TokenizedExample], material: list[FitMaterial]
+) -> list[tuple[str, int]]:
+    return held_out_names(run, how, sentence_table(run), data, material)
 
 
 @dataclass(frozen=True)
@@ -119,23 +130,53 @@ class Drift:
     spread: float
 
 
-def examine_again(run: Run, scorer: Scorer, stored: QualityCard) -> Drift:
-    """The figures of the run's discriminator on the current experts, beside those of its card."""
+def examine_again(
+    run: Run, scorer: Scorer, stored: QualityCard, examples: Sequence[TokenizedExample]
+) -> tuple[Drift, int, int]:
+    """The figures of the run's discriminator on the current experts, beside those of its card.
+
+    Prompts and rollouts are those that the fit held out, as far as they are still among the examples, so that what
+    differs is the experts'.
+
+    Returns:
+        (drift, prompts looked at, prompts that the fit held out).
+
+    Raises:
+        UserError: fewer than two of the prompts are left.
+    """
     settings = run.recipe.discriminator
     assert settings is not None
     discriminator = scorer.discriminator
-    rest = (_material(run, settings), _fit_settings(run, settings), *_tokenization(run), run.recipe.seed)
+    held_out = read_record(discriminator_directory(run))["trunk"].get("held_out")
+    if held_out is None:  # a kind of one's own, frozen by its own program
+        _, material = draw_material(run, settings)
+        known = len(material)
+    else:
+        material = held_out_again(run, settings, held_out, examples)
+        known = len(held_out)
+    if len(material) < 2:
+        raise UserError(f"data: expected 2 or more of the {known} prompts that the fit held out, got {len(material)}")
+    rest = (material, fit_settings(run, settings), *_tokenization(run), run.recipe.seed)
+    split = held_out is None
     if isinstance(scorer, ResponseScorer):
-        mean, std, card = examine_reward_model(scorer.discriminator, reward_model_view(run, scorer.model), *rest)
+        mean, std, card = examine_reward_model(
+            scorer.discriminator, reward_model_view(run, scorer.model), *rest, split=split
+        )
     else:
         assert isinstance(scorer, SentenceScorer)
-        mean, std, card = examine(scorer.discriminator, scorer.trunk, *rest)
-    return Drift(
-        auc=card.auc - stored.auc,
-        rollouts=card.rollouts - stored.rollouts,
+        mean, std, card = examine(scorer.discriminator, scorer.trunk, *rest, split=split)
+    drift = Drift(
+        auc=change(card.auc, stored.auc),
+        rollouts=change(card.rollouts, stored.rollouts),
         shift=(mean - discriminator.mean) / discriminator.std,
         spread=std / discriminator.std,
     )
+    return drift, len(material), known
+
+
+def change(now: float, before: float) -> float:
+    """How far a figure moved: one that was never known has not, one that is lost has by NaN."""
+    return 0.0 if math.isnan(before) else now - before
 
 
 def _tokenization(run: Run) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str], SentenceTable]:
@@ -176,6 +217,9 @@ def open_scorer(run: Run, anchor: Anchor) -> Scorer:
     delimiters = delimiter_ids(run.tokenizer, anchor)
     table = sentence_table(run)
     facts = read_record(directory)["trunk"]
+    if "span" in facts and facts["span"] != (None if delimiters is None else list(delimiters)):
+        fitted = "'all'" if facts["span"] is None else run.tokenizer.convert_ids_to_tokens(facts["span"])
+        raise UserError(f"anchor.span: expected {fitted} as the discriminator was fitted, got {anchor.span!r}")
     source = (directory / facts["directory"]).resolve()
     if isinstance(discriminator, PolarDiscriminator):
         # A reward model that was moved is found by the recipe's key; its hash must be the same.
@@ -183,6 +227,13 @@ def open_scorer(run: Run, anchor: Anchor) -> Scorer:
         return open_response_scorer(run, discriminator, Path(moved) if moved else source, table, delimiters)
     assert isinstance(discriminator, Discriminator), "a kind that is no reward model scores sentence states"
     trunk = open_trunk(run, source, facts["layer"], facts["logprob_features"])
+    if discriminator.origin.trunk != trunk.hash:
+        raise UserError(f"discriminator: expected the trunk that it was fitted on in {source}, got other weights")
+    if discriminator.origin.table != table_hash(table):
+        raise UserError(
+            "discriminator: expected the tokenizer that it was fitted with, got another; a task's tokenizer() must not "
+            "change with its rows"
+        )
     settings = run.recipe.discriminator
     assert settings is not None
     cache = ExpertCache(
@@ -211,23 +262,6 @@ def own_kinds(run: Run) -> dict[str, Kind]:
     if not hasattr(chosen, "restore"):
         raise UserError(f"discriminator.kind: expected a class with `restore`, got {settings.kind!r}")
     return {settings.kind: cast(Kind, chosen)}
-
-
-def delimiter_ids(tokenizer: PreTrainedTokenizerFast, anchor: Anchor) -> tuple[int, int] | None:
-    """Token ids of `anchor.span`; None where it is "all".
-
-    Raises:
-        UserError: a delimiter is not exactly one token.
-    """
-    if anchor.span == "all":
-        return None
-    found = []
-    for text in anchor.span:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise UserError(f"anchor.span: expected delimiters of one token each, got {len(ids)} for {text!r}")
-        found.append(ids[0])
-    return found[0], found[1]
 
 
 def discriminator_directory(run: Run) -> Path:
@@ -295,46 +329,3 @@ def policy_directory(run: Run) -> Path:
     if settings.fit_after == START:
         return run.initial_directory
     return run.directory / "stages" / str(settings.fit_after)
-
-
-def _material(run: Run, settings: DiscriminatorTable) -> list[FitMaterial]:
-    """Training prompts with their experts and fresh rollouts of the policy."""
-    examples = run.task.examples("train")
-    drawn = Sampler(len(examples), run.recipe.seed, "discriminator").batch(0, min(settings.prompts, len(examples)))
-    data = tokenize([examples[i] for i in drawn], run.tokenizer, run.policy.hf.max_position_embeddings, "train")
-    count = settings.rollouts_per_prompt
-    seeds = [sample_seed(run.recipe.seed, "discriminator", e.example.id, i) for e in data for i in range(count)]
-    rollouts = run.generate(
-        [e.prompt for e in data for _ in range(count)],
-        seeds,
-        run.recipe.rollout.max_new_tokens,
-        run.recipe.rollout.temperature,
-    )
-    return [
-        FitMaterial(e.prompt, list(e.experts), [r.response for r in rollouts[i * count : (i + 1) * count]])
-        for i, e in enumerate(data)
-    ]
-
-
-def _fit_settings(run: Run, table: DiscriminatorTable) -> FitSettings:
-    """The recipe's numbers, and granularity and span of the stages that will use them."""
-    anchors = [stage.objective.anchor for stage in run.recipe.stages]
-    anchor = next((a for a in anchors if a is not None and a.active), None)
-    usual: Granularity = "response" if table.kind == "polar" else "sentence"
-    return FitSettings(
-        # A reward model is only calibrated, as "cosine" is.
-        kind="sentence" if table.kind == "sentence" else "cosine",
-        granularity=usual if anchor is None else anchor.granularity,
-        layer=table.layer,
-        rank=table.rank,
-        width=table.width,
-        temperature=table.temperature,
-        loss=table.loss,
-        corruptions_per_prompt=table.corruptions_per_prompt,
-        steps=table.steps,
-        batch_size=table.batch_size,
-        learning_rate=table.learning_rate,
-        weight_decay=table.weight_decay,
-        held_out=table.held_out,
-        delimiters=None if anchor is None else delimiter_ids(run.tokenizer, anchor),
-    )

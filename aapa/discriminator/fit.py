@@ -153,6 +153,7 @@ def examine(
     decode: Callable[[list[int]], str],
     table: SentenceTable,
     seed: int,
+    split: bool = True,
 ) -> tuple[float, float, QualityCard]:
     """Calibration and figures that a fitted discriminator has on material, by the fit's own split of it.
 
@@ -160,12 +161,14 @@ def examine(
 
     Args:
         discriminator: frozen; its trunk is `trunk`. The others as in `fit_sentence_discriminator`.
+        split: whether the material is split as a fit's; else all of it is held out.
 
     Returns:
         (mean and standard deviation of the held-out rollouts' scores, figures on the held-out prompts).
     """
     check_material(material)
-    fitted_on, held_out = split_material(anchored_material(material, table, settings.delimiters), settings, seed)
+    material = anchored_material(material, table, settings.delimiters)
+    fitted_on, held_out = split_material(material, settings, seed) if split else ([], material)
     tokenization = Tokenization(encode, decode, table, settings.granularity, settings.delimiters)
     test = held_out_pool(trunk, held_out, tokenization, settings, seed)
     return *calibrate(discriminator, test), card_on(discriminator, test, len(fitted_on))

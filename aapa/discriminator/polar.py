@@ -164,11 +164,12 @@ def examine_reward_model(
     decode: Callable[[list[int]], str],
     table: SentenceTable,
     seed: int,
+    split: bool = True,
 ) -> tuple[float, float, QualityCard]:
     """`aapa.discriminator.examine` for a reward model; arguments as in `calibrate_reward_model`."""
     judge = _judge(discriminator, model)
     material, settings = _cut(material, settings, table)
-    return examine(judge, judge.readings, material, settings, encode, decode, table, seed)
+    return examine(judge, judge.readings, material, settings, encode, decode, table, seed, split)
 
 
 def _cut(

@@ -30,7 +30,7 @@ def kind_problems(recipe: Recipe) -> list[Problem]:
         return []
     if table.kind == "polar":
         return _reward_model_problems(recipe, table)
-    problems = []
+    problems = _held_out_problems(table)
     if table.reward_model is not None:
         text = f"expected nothing for kind {short(table.kind)}, got {short(table.reward_model)}"
         problems.append(at("discriminator.reward_model", text))
@@ -38,6 +38,15 @@ def kind_problems(recipe: Recipe) -> list[Problem]:
         text = f"expected the directory of a frozen discriminator, for kind {short(table.kind)} is fitted elsewhere"
         problems.append(at("discriminator.source", f"{text}, got nothing"))
     return problems
+
+
+def _held_out_problems(table: DiscriminatorTable) -> list[Problem]:
+    """A fit needs prompts on both sides of its split."""
+    held_out = round(table.held_out * table.prompts)
+    if table.source is not None or min(held_out, table.prompts - held_out) >= 2:
+        return []
+    text = f"expected 2 held out and 2 others at least with discriminator.held_out = {table.held_out:g}"
+    return [at("discriminator.prompts", f"{text}, got {table.prompts} in all")]
 
 
 def reward_model_problems(table: DiscriminatorTable) -> list[Problem]:
@@ -49,7 +58,7 @@ def reward_model_problems(table: DiscriminatorTable) -> list[Problem]:
 
 
 def _reward_model_problems(recipe: Recipe, table: DiscriminatorTable) -> list[Problem]:
-    problems = []
+    problems = _held_out_problems(table)
     if table.reward_model is None and table.source is None:
         problems.append(at("discriminator.reward_model", "expected a directory for kind 'polar', got nothing"))
     for key in TRUNK_KEYS:

@@ -114,7 +114,6 @@ def test_a_discriminator_is_brought_along_and_the_run_repeats(start, run, judge,
 def test_spans_with_kl_and_rewards_train_too(start, run, judge, tmp_path):
     """The KL reference has a forward pass of its own; parts between delimiters are not judged."""
     table = polar_table(start, judge, steps=2, span=["a", "e"], mode="reward")
-    table["discriminator"] = {"source": str(run / "discriminator")}
     table["stages"][0]["objective"]["beta"] = 0.1
     assert main(["train", str(recipe(table, tmp_path)), "--output", str(tmp_path / "run")]) == 0
     rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "train"]
@@ -157,7 +156,17 @@ def test_fit_and_refresh_outside_of_a_run(start, judge, tmp_path, capsys):
     assert main(["discriminator", "refresh", *words]) == 0
     out = capsys.readouterr().out
     assert "experts: 80 fit the reward model" in out
-    assert "drift: AUC +0.000, against genuine rollouts +0.000; mean score +0.00 σ, spread ×1.00" in out
+    assert (
+        "drift on 6 of 6 prompts: AUC +0.000, against genuine rollouts +0.000; mean score +0.00 σ, spread ×1.00" in out
+    )
+    # A reward model has no tokens by which texts in a file could be cut.
+    table["stages"][-1]["objective"]["anchor"]["span"] = ["a", "e"]
+    words = [str(recipe(table, tmp_path)), "--run", str(copy)]
+    assert main(["discriminator", "fit", *words, "--output", str(tmp_path / "cut")]) == 0
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "response": "r", "expert": "e"}))
+    assert main(["discriminator", "score", "--discriminator", str(tmp_path / "cut"), "--data", str(data)]) == 2
+    assert "--discriminator: expected one that was fitted without anchor.span" in capsys.readouterr().err
 
 
 def test_scores_of_a_file(run, judge, tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_corruptions_that_the_trunk_can_see_are_found() -> None:
 def test_shuffled_labels_leave_nothing_to_learn() -> None:
     """The same separable styles, dealt to experts and rollouts at random: held out, chance."""
     _, card = fit(make_material(250), replace(QUICK, shuffle_labels=True))
-    assert card.rollouts == pytest.approx(0.5, abs=0.07)
+    assert card.rollouts == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("experts", [1, 2])

@@ -107,6 +107,8 @@ def test_column_round_trip(constraint: Constraint) -> None:
         ({"kind": "bullets", "count": 3, "low": 1}, "constraints.bullets"),
         ({"kind": "forbidden_word", "keyword": "lamp"}, "constraints.forbidden_word"),
         ({"kind": "title", "count": 1}, "constraints.title"),
+        ({"kind": ["bullets"]}, "constraints.kind"),
+        ({"kind": "bullets", "count": "3"}, "constraints.bullets.count"),
     ],
 )
 def test_bad_column_is_refused_by_name(column: dict[str, Any], field: str) -> None:

@@ -234,6 +234,7 @@ def test_tokenizer(task: Reasoning, tokenizer: PreTrainedTokenizerFast, tmp_path
         ({"seed": "1"}, r"^seed: expected an integer of at least 0, got '1'"),
         ({"datasets": "gcd"}, r"^datasets: expected a list of different names, got 'gcd'"),
         ({"datasets": []}, r"^datasets: expected a list of different names, got \[\]"),
+        ({"datasets": [["gcd"]]}, r"^datasets: expected a list of different names, got \[\['gcd'\]\]"),
         ({"datasets": ["gcd", "gcd"]}, r"^datasets: expected a list of different names"),
         ({"datasets": ["sudoku"]}, r"^datasets: expected one of chain_sum, .*, got 'sudoku'"),
         ({"dataset": "gcd"}, r"^data\.options: expected keywords of reasoning \(seed, .*, got \['dataset'\]"),

@@ -67,11 +67,16 @@ def from_column(column: Mapping[str, Any]) -> Constraint:
     """
     given = {key: value for key, value in column.items() if value is not None}
     kind = given.pop("kind", None)
-    if kind not in CONSTRAINTS:
+    if not isinstance(kind, str) or kind not in CONSTRAINTS:
         raise ValueError(f"constraints.kind: expected one of {', '.join(CONSTRAINTS)}, got {kind!r}")
     expected = {f.name for f in fields(CONSTRAINTS[kind])}
     if set(given) != expected:
         raise ValueError(f"constraints.{kind}: expected the fields {sorted(expected)}, got {sorted(given)}")
+    for field in fields(CONSTRAINTS[kind]):
+        wanted = {"int": int, "str": str}.get(str(field.type))
+        if wanted is not None and type(given[field.name]) is not wanted:
+            got = given[field.name]
+            raise ValueError(f"constraints.{kind}.{field.name}: expected {field.type}, got {got!r}")
     return CONSTRAINTS[kind](**given)
 
 

@@ -62,7 +62,8 @@ class Reasoning:
         self.max_length = integer("max_length", max_length, minimum=1)
         sizes = {"train": train_size, "dev": dev_size, "test": test_size, "held_out": held_out_size}
         self.sizes = {split: integer(f"{split}_size", size, minimum=1) for split, size in sizes.items()}
-        if not isinstance(datasets, list | tuple) or not datasets or len(set(datasets)) < len(datasets):
+        names = datasets if isinstance(datasets, list | tuple) else []
+        if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise UserError(f"datasets: expected a list of different names, got {datasets!r}")
         self.datasets = tuple(choice("datasets", name, SOURCES) for name in datasets)
         self._examples: dict[str, list[Example]] = {}

@@ -1,0 +1,28 @@
+"""The delimiters of `anchor.span` as token ids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aapa.anchor import Anchor
+from aapa.engine.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def delimiter_ids(tokenizer: PreTrainedTokenizerFast, anchor: Anchor) -> tuple[int, int] | None:
+    """Token ids of `anchor.span`; None where it is "all".
+
+    Raises:
+        UserError: a delimiter is not exactly one token.
+    """
+    if anchor.span == "all":
+        return None
+    found = []
+    for text in anchor.span:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise UserError(f"anchor.span: expected delimiters of one token each, got {len(ids)} for {text!r}")
+        found.append(ids[0])
+    return found[0], found[1]
