@@ -341,7 +341,9 @@ def _other_spelling(backend: Tokenizer, parts: list[dict[str, Any]], texts: Mapp
         return f"a {type(model).__name__} model that marks the parts of words"
     spelled = any(part["type"] in ("ByteLevel", "Metaspace") for part in parts)
     for part in parts:
-        if part.get("behavior") == "Removed" or (part["type"] in _DROP_BLANKS and not spelled):
+        # Words that were split at blanks get their marks back from what comes behind; pieces of words get too many.
+        restored = spelled and part["type"] == "WhitespaceSplit"
+        if part.get("behavior") == "Removed" or (part["type"] in _DROP_BLANKS and not restored):
             return f"the pre-tokenizer {part['type']}, which drops characters"
     if backend.normalizer is not None and not any(part["type"] == "ByteLevel" for part in _parts(backend.normalizer)):
         kept = unicodedata.normalize("NFC", backend.normalizer.normalize_str("É")).strip("▁ ")

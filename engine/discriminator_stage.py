@@ -73,7 +73,7 @@ def fit_discriminator(run: Run, directory: Path | None = None) -> str:
         plot_scores(card.histograms, directory / "scores.png")
         announce(card_line(card))
         if min(card.auc, card.rollouts) < 0.5:
-            announce("warning: it scores experts no higher than what it should tell from them; an anchor on it would misguide")
+            announce("warning: it scores experts below what it should tell from them; an anchor on it would misguide")
     run.parallel.barrier()
     return discriminator.hash
 

@@ -316,6 +316,14 @@ PARTS = {"[UNK]": 0, "a": 1, "b": 2, "##b": 3, "b</w>": 4}
         (word_level("a", "b", pre_tokenizer=pre_tokenizers.Whitespace()), "the pre-tokenizer Whitespace"),
         (word_level("a", "b", pre_tokenizer=pre_tokenizers.BertPreTokenizer()), "the pre-tokenizer Bert"),
         (word_level("a", "b", pre_tokenizer=pre_tokenizers.Split(" ", "removed")), "the pre-tokenizer Split"),
+        (
+            word_level(
+                "▁a",
+                "b",
+                pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace()]),
+            ),
+            "the pre-tokenizer Whitespace",
+        ),
         (lower_case_byte_level(), "a normalizer that turns É into é"),
     ],
 )
