@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -20,9 +21,9 @@ AVAILABLE: dict[str, tuple[str, ...]] = {
     "linear_logprob": ("triton", "native", "reference"),
     "linear_policy_loss": ("triton", "native", "reference"),
     "policy_loss": ("triton", "reference"),
-    "reference_head": ("native", "reference"),
-    "sentence_scores": ("reference",),
-    "anchor_advantages": ("reference",),
+    "reference_head": ("triton", "native", "reference"),
+    "sentence_scores": ("triton", "reference"),
+    "anchor_advantages": ("triton", "reference"),
     "segment_sentences": ("native", "reference"),
 }
 
@@ -70,8 +71,10 @@ def _choose(op: str, kind: str) -> str:
 
 
 def _triton_obstacle(kind: str) -> str | None:
-    if kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if kind != "cuda" and not (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return "Triton's kernels need a GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
     return None
 
 

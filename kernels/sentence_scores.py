@@ -32,15 +32,15 @@ def sentence_scores(
         expert_ED: [E, D], the expert sentences, sorted by group.
         cu_expert: [G + 1] integer offsets into `expert_ED`.
         head: weights; they are brought to the dtype of the computation.
-        backend: "auto" | "reference".
+        backend: "auto" | "triton" | "reference". The reference is differentiable in all inputs, and is what "auto"
+            takes where a gradient is wanted; Triton's kernel has no backward pass.
 
     Returns:
-        score_S: [S] float32, or float64 for float64 inputs. 0 where a group has no expert sentence; the
-            caller masks
-        those. A score depends on its own group alone. The reference is differentiable in all inputs.
+        score_S: [S] float32, or float64 for float64 inputs. 0 where a group has no expert sentence; the caller masks
+        those. A score depends on its own group alone.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not belong together; a gradient is wanted of a kernel that has none.
     """
     hidden = head.projection_RD.shape[1]
     for name, value in (("sentence_SD", sentence_SD), ("expert_ED", expert_ED)):
@@ -48,6 +48,16 @@ def sentence_scores(
             raise ValueError(f"{name}: expected shape [*, {hidden}], got {tuple(value.shape)}")
     if cu_group.shape != cu_expert.shape or cu_group.dim() != 1 or not cu_group.shape[0]:
         raise ValueError(f"cu_expert: expected shape {tuple(cu_group.shape)}, got {tuple(cu_expert.shape)}")
+    if _gradient_wanted(sentence_SD, expert_ED, *head.tensors().values()):
+        if backend == "triton":
+            raise ValueError("backend: expected 'reference' where a gradient is wanted, got 'triton'")
+        backend = "reference"
     return resolve("sentence_scores", backend, sentence_SD.device).sentence_scores(
         sentence_SD, cu_group, expert_ED, cu_expert, head
     )
+
+
+def _gradient_wanted(*inputs: Tensor) -> bool:
+    import torch
+
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -34,7 +34,8 @@ def surrogate(
     Where plain and clipped term are equal each has half of the slope, as in autograd's minimum; `low` and `high` are
     the bounds themselves.
     """
-    clipped = tl.minimum(tl.maximum(ratio, low), high)
+    # Comparisons, not minimum and maximum: those would turn a NaN into a bound, and hide it.
+    clipped = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
     zero = tl.full(ratio.shape, 0.0, ratio.dtype)
     if KIND == "cispo":
         value, in_ratio, own = -clipped * advantage * logp, zero, -clipped * advantage
@@ -43,12 +44,12 @@ def surrogate(
         clipped_slope = tl.where((ratio >= low) & (ratio <= high), slope, 0.0)
         plain, plain_slope = slope, slope
         if delta is not None:
-            plain = tl.minimum(ratio, delta) * advantage
+            plain = tl.where(ratio > delta, delta, ratio) * advantage
             plain_slope = tl.where(ratio <= delta, slope, 0.0)
         other = clipped * advantage
         even = 0.5 * (plain_slope + clipped_slope)
         chosen = tl.where(plain < other, plain_slope, tl.where(plain > other, clipped_slope, even))
-        value, in_ratio, own = -tl.minimum(plain, other), -chosen, zero
+        value, in_ratio, own = -tl.where(plain > other, other, plain), -chosen, zero
     return value, in_ratio, own
 
 

@@ -76,7 +76,11 @@ def install() -> None:
 
     def binary(self: Any, left: Any, right: Any, op: Any) -> Any:
         refuse_bfloat16(op.__name__, left, right)
-        return stock_binary(self, left, right, op)
+        result = stock_binary(self, left, right, op)
+        if result.data.dtype == np.bool_:
+            # The stock interpreter gives a comparison the type of what was compared, and a mask made of it is refused.
+            result.dtype = tl.int1
+        return result
 
     def unary(self: Any, argument: Any, op: Any) -> Any:
         refuse_bfloat16(op.__name__, argument)

@@ -83,3 +83,16 @@ def test_tf32_products_drop_thirteen_bits_and_ieee_ones_none() -> None:
 def test_arithmetic_in_bfloat16_is_refused(kernel) -> None:
     with pytest.raises(Exception, match="Bfloat16Arithmetic"):
         kernel[(1,)](torch.ones(4, dtype=torch.bfloat16), torch.empty(4, dtype=torch.bfloat16), BLOCK=4)
+
+
+@triton.jit
+def masked_by_a_scalar(x, out, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    wanted = (lane < 3) & (tl.load(x) > 0)
+    tl.store(out + lane, tl.load(x + lane, mask=wanted, other=-1.0))
+
+
+def test_a_comparison_of_scalars_is_a_mask() -> None:
+    x, out = torch.arange(1.0, 9.0), torch.empty(8)
+    masked_by_a_scalar[(1,)](x, out, BLOCK=8)
+    assert out.tolist() == [1.0, 2.0, 3.0, -1.0, -1.0, -1.0, -1.0, -1.0]
