@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aapa.anchor import Anchor
 from aapa.engine.errors import UserError
+from aapa.engine.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -26,3 +28,18 @@ def delimiter_ids(tokenizer: PreTrainedTokenizerFast, anchor: Anchor) -> tuple[i
             raise UserError(f"anchor.span: expected delimiters of one token each, got {len(ids)} for {text!r}")
         found.append(ids[0])
     return found[0], found[1]
+
+
+def check_spans(recipe: Recipe, tokenizer: Callable[[], PreTrainedTokenizerFast]) -> None:
+    """Refuse delimiters that are not one token each, by stage.
+
+    Args:
+        tokenizer: makes the policy's; called only where a stage has delimiters.
+    """
+    for index, stage in enumerate(recipe.stages):
+        anchor = stage.objective.anchor
+        if anchor is not None and anchor.active and anchor.span != "all":
+            try:
+                delimiter_ids(tokenizer(), anchor)
+            except UserError as error:
+                raise UserError(f"stages.{index}.objective.{error}") from None

@@ -15,6 +15,8 @@ from aapa.engine.reward_process import Bounds
 from aapa.engine.rewards import RewardPool
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from aapa.engine.data_files import FileTask
     from aapa.engine.examples import Example
 
@@ -49,11 +51,17 @@ def check_run(recipe: Recipe) -> list[str]:
 
     if uses_files(recipe):
         directory, lines = _model(recipe)
+        _check_anchors(recipe, directory)
         task = _file_task(recipe, directory)
         lines.append(_rows_line(task))
         columns, example = task.columns, task.examples("train")[0]
         return lines + _check_rewards(recipe, example, columns)
-    lines = _model(recipe)[1] if is_hub_name(recipe.model.source) else []
+    if recipe.model.source == "scratch":
+        lines = []
+        _check_anchors(recipe, None)
+    else:
+        directory, lines = _model(recipe)
+        _check_anchors(recipe, directory)
     if all(reward.function.startswith("aapa.") for stage in recipe.stages for reward in stage.rewards):
         return lines  # the package's own tasks and rewards; what else there is was looked at with the recipe
     from aapa.engine.tasks import load_task
@@ -78,6 +86,27 @@ def _model(recipe: Recipe) -> tuple[Path, list[str]]:
         SafetensorsWeights(directory, config=read_config(directory))
         return directory, []
     return directory, [f"model {source}: configuration and tokenizer looked at; a run fetches the weights"]
+
+
+def _check_anchors(recipe: Recipe, directory: Path | None) -> None:
+    """The trunk's layer and the delimiters of spans, by the model in a directory; None where it is from scratch."""
+    from aapa.engine.anchor_span import check_spans
+    from aapa.engine.discriminator_stage import check_layer
+    from aapa.engine.hf_directory import read_config, read_tokenizer
+    from aapa.engine.tasks import load_task
+
+    config = None if directory is None else read_config(directory)
+    table = recipe.discriminator
+    if table is not None and table.reward_model is None and table.source is None:
+        layers = recipe.model.num_layers if config is None else int(config.num_hidden_layers)
+        check_layer(table.layer, layers, recipe.parallel.pipeline)
+
+    def tokenizer() -> PreTrainedTokenizerFast:
+        if directory is None or config is None:
+            return load_task(recipe.data.task, recipe.data.options).tokenizer()
+        return read_tokenizer(directory, config)
+
+    check_spans(recipe, tokenizer)
 
 
 def _file_task(recipe: Recipe, directory: Path) -> FileTask:

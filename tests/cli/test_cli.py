@@ -229,7 +229,7 @@ def test_help_lists_only_commands_that_exist(capsys: pytest.CaptureFixture[str])
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     commands = {line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "}
-    assert commands == {"train", "eval", "demo", "discriminator", "report"}
+    assert commands == {"train", "eval", "demo", "discriminator", "report", "convert", "plan"}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

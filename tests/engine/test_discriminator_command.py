@@ -274,3 +274,20 @@ def test_the_recipe_says_how_the_experts_states_are_kept(start, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert main(words) == 2
     assert main([*words, "--discriminator.cache_verify", "false"]) == 0
+
+
+def test_the_check_knows_layer_and_span_and_enough_prompts(recipe, tmp_path, capsys):
+    words = ["train", str(recipe), "--output", str(tmp_path / "run"), "--check"]
+    assert main(words) == 0
+    for key, value, message in (
+        ("discriminator.layer", "9", "discriminator.layer: expected -2 … -1 or 1 … 2, got 9"),
+        ("discriminator.prompts", "3", "discriminator.prompts: expected 2 held out and 2 others at least"),
+        (
+            "stages.rl.objective.anchor.span",
+            '["<think>", "</think>"]',
+            "stages.2.objective.anchor.span: expected delimiters of one token each",
+        ),
+    ):
+        assert main([*words, f"--{key}", value]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
