@@ -87,6 +87,7 @@ class FileTask:
         self.changed_end = False
         self.columns = list(dict.fromkeys(name for _, scan in sources for name in scan.columns))
         self._splits = self._make_splits(sources, data.held_out)
+        _check_discriminator(recipe, len(self._splits["train"]))
         if any(scan.chat for _, scan in sources):
             self._take_end_of_turn(quiet)
 
@@ -218,6 +219,20 @@ def _check_bad(sources: list[tuple[Rows, Scan]], rules: RowRules, limit: float, 
         raise UserError(
             f"{field}: expected at most {allowed} bad rows of {len(rows)} (data.max_bad_fraction), "
             f"got {len(scan.bad)}\n{first_few(scan.bad)}{more}"
+        )
+
+
+def _check_discriminator(recipe: Recipe, rows: int) -> None:
+    """Refuse a discriminator that would have too few prompts, before the stage that it is fitted after."""
+    table = recipe.discriminator
+    if table is None or table.fit_after is None:
+        return
+    prompts = min(table.prompts, rows)
+    held = round(table.held_out * prompts)
+    if min(held, prompts - held) < 2:
+        raise UserError(
+            f"data.files: expected more rows: the discriminator wants 2 prompts to be fitted on and 2 held out "
+            f"(discriminator.held_out = {table.held_out:g}), got {rows} to train on"
         )
 
 

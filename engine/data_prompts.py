@@ -152,7 +152,10 @@ class Renderer:
         form = tuple(message["role"] for message in messages)
         if form not in self._forms:
             try:
-                self._forms[form] = len(self._rendered([{"role": r, "content": "x"} for r in form]).encode())
+                rendered = self._rendered([{"role": r, "content": "x"} for r in form])
+                if not rendered:
+                    raise BadRow(f"{self.rules.prompt_column}: expected a chat template that writes a prompt, got ''")
+                self._forms[form] = len(rendered.encode())
             except BadRow as error:
                 self._forms[form] = str(error)
         found = self._forms[form]
@@ -177,8 +180,6 @@ class Renderer:
         return [{"role": "user", "content": prompt}] if self.rules.wrap_prompts else None
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        from jinja2 import TemplateError
-
         if not self.tokenizer.chat_template:
             raise UserError(
                 "tokenizer.chat_template: expected one for prompts that are messages, got none; give prompts as "
@@ -191,16 +192,27 @@ class Renderer:
                 add_generation_prompt=True,
                 **self.rules.template_kwargs,
             )
-        except (TemplateError, TypeError) as error:
+        except _template_errors() as error:
             raise BadRow(f"{self.rules.prompt_column}: expected messages for the chat template, got {error}") from None
         return str(rendered)
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    """What a program in a template may raise."""
+    from jinja2 import TemplateError
+
+    return TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast, template_kwargs: Mapping[str, Any]) -> str:
     """The token that ends an answer in the chat template; the tokenizer's end of sequence where it writes none."""
     mark = "answer"
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, **template_kwargs))
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, **template_kwargs))
+    except _template_errors() as error:
+        wanted = "one that renders an assistant's answer, whose end is that of responses"
+        raise UserError(f"tokenizer.chat_template: expected {wanted}, got {error}") from None
     after = tokenizer.encode(rendered.rpartition(mark)[2], add_special_tokens=False)
     added = tokenizer.added_tokens_decoder
     token = tokenizer.convert_ids_to_tokens(after[0]) if after and after[0] in added else tokenizer.eos_token

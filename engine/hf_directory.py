@@ -105,7 +105,7 @@ def read_tokenizer(directory: Path, config: PretrainedConfig, field: str = "mode
         raise UserError(f"{field}: expected tokenizer files in {directory}, got none; save the model's tokenizer there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise UserError(f"{field}: expected a tokenizer that transformers reads in {directory}, got {error}") from None
     if len(tokenizer) > config.vocab_size:
         raise UserError(

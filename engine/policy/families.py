@@ -122,6 +122,9 @@ def _rope(config: Config) -> list[str]:
         for key in ROPE_TYPES[kind]
         if not _number(table.get(key))
     ]
+    theta = table.get("rope_theta", config.get("rope_theta"))
+    if theta is not None and not _number(theta):
+        problems.append(f"expected rope_theta to be a number above 0, got {theta!r}")
     given = (table.get("partial_rotary_factor"), config.get("partial_rotary_factor"))
     partial = next((value for value in given if value is not None), 1.0)
     if partial != 1.0:
