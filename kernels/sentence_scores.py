@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from aapa.kernels.sentence_types import SentenceHead
 
+# Projected sizes up to which a program of the kernel holds its sentences in registers and shared memory.
+KERNEL_RANK = 256
+
 
 def sentence_scores(
     sentence_SD: Tensor,
@@ -33,7 +36,7 @@ def sentence_scores(
         cu_expert: [G + 1] integer offsets into `expert_ED`.
         head: weights; they are brought to the dtype of the computation.
         backend: "auto" | "triton" | "reference". The reference is differentiable in all inputs, and is what "auto"
-            takes where a gradient is wanted; Triton's kernel has no backward pass.
+            takes where a gradient is wanted, or R is above 256: there is no kernel for those.
 
     Returns:
         score_S: [S] float32, or float64 for float64 inputs. 0 where a group has no expert sentence; the caller masks
@@ -48,16 +51,23 @@ def sentence_scores(
             raise ValueError(f"{name}: expected shape [*, {hidden}], got {tuple(value.shape)}")
     if cu_group.shape != cu_expert.shape or cu_group.dim() != 1 or not cu_group.shape[0]:
         raise ValueError(f"cu_expert: expected shape {tuple(cu_group.shape)}, got {tuple(cu_expert.shape)}")
-    if _gradient_wanted(sentence_SD, expert_ED, *head.tensors().values()):
+    reason = _needs_reference(sentence_SD, expert_ED, head)
+    if reason is not None:
         if backend == "triton":
-            raise ValueError("backend: expected 'reference' where a gradient is wanted, got 'triton'")
+            raise ValueError(f"backend: expected 'reference' where {reason}, got 'triton'")
         backend = "reference"
     return resolve("sentence_scores", backend, sentence_SD.device).sentence_scores(
         sentence_SD, cu_group, expert_ED, cu_expert, head
     )
 
 
-def _gradient_wanted(*inputs: Tensor) -> bool:
+def _needs_reference(sentence_SD: Tensor, expert_ED: Tensor, head: SentenceHead) -> str | None:
+    """Why only the reference can compute this; None where a kernel can."""
     import torch
 
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if head.projection_RD.shape[0] > KERNEL_RANK:
+        return f"the projected size is above {KERNEL_RANK}"
+    inputs = (sentence_SD, expert_ED, *head.tensors().values())
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return "a gradient is wanted"
+    return None

@@ -36,7 +36,7 @@ def _centred(score_S, cu_sents, anchored_S, anchored, k, wanted, mean, std, clip
 
 
 @triton.jit
-def _responses(
+def _anchor_sums(
     score_S, cu_sents, cu_seqlens, anchored_N, anchored_S, first_N, total_N, weight_N, fault_N,
     sentences, search_steps, mean, std, clip, BY_SEQUENCE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +133,7 @@ def _baseline(total_N, weight_N, group_N, own_group, response, responses, BLOCK:
 
 
 @triton.jit
-def _tokens(
+def _anchor_tokens(
     score_S, cu_sents, cu_seqlens, anchored_N, anchored_S, reward_N, group_N, first_N, total_N, weight_N, return_S,
     advantage_T, anchor_T, responses, sentences, search_steps, mean, std, clip, discount, eps,
     SCALE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
@@ -204,11 +204,11 @@ def anchor_advantages(
     )
     # Triton has no pointers to bool.
     anchored = [None if x is None else x.to(score_S.device, torch.int8).contiguous() for x in (anchored_N, anchored_S)]
-    first_N, fault_N = score_S.new_empty(2, responses, dtype=torch.int32)
+    first_N, fault_N = score_S.new_zeros(2, responses, dtype=torch.int32)
     total_N, weight_N = score_S.new_empty(2, responses, dtype=torch.float64)
     numbers = (float(mean), float(std), float(clip))
     options = {"num_warps": WARPS, **FUSED}
-    _responses[(responses,)](
+    _anchor_sums[(responses,)](
         score_S,
         cu_sents,
         cu_seqlens,
@@ -224,7 +224,7 @@ def anchor_advantages(
         BLOCK=SENTENCES,
         **options,
     )
-    _tokens[(responses,)](
+    _anchor_tokens[(responses,)](
         score_S,
         cu_sents,
         cu_seqlens,

@@ -69,7 +69,7 @@ def _fold(z, maximum, total, product, target, column, place):
 
 
 @triton.jit
-def _scored(
+def _scored_rows(
     hidden_TD, weight_VD, column_T, scale_T, stats_P4T, tokens, columns, hidden_stride, weight_stride, parts, part,
     D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, HALVES: tl.constexpr,
     TOGETHER: tl.constexpr,
@@ -168,7 +168,7 @@ def scored_rows(hidden_TD: Tensor, weight_VD: Tensor, column_T: Tensor, scale_T:
     part = _part(tiles, columns, tile, hidden_TD.device)
     parts = triton.cdiv(columns, part)
     stats_P4T = hidden_TD.new_empty(parts, 4, tokens, dtype=torch.float32)
-    _scored[(tiles * parts,)](
+    _scored_rows[(tiles * parts,)](
         hidden_TD,
         weight_VD,
         column_T.contiguous(),

@@ -19,7 +19,7 @@ WARPS = 8
 
 
 @triton.jit
-def _statistics(
+def _logit_statistics(
     logits_RV,
     column_R,
     scale_R,
@@ -68,7 +68,7 @@ def _statistics(
 
 
 @triton.jit
-def _gradient(
+def _logit_gradient(
     logits_RV,
     grad_RV,
     column_R,
@@ -127,7 +127,7 @@ def row_statistics(logits_RV: Tensor, column_R: Tensor, scale_R: Tensor | None) 
         stats_4R[0] = float("-inf")
     elif rows:
         assert logits_RV.stride(1) == 1, logits_RV.stride()
-        _statistics[(rows,)](
+        _logit_statistics[(rows,)](
             logits_RV,
             column_R.contiguous(),
             None if scale_R is None else scale_R.contiguous(),
@@ -153,7 +153,7 @@ def logits_gradient(logits_RV: Tensor, column_R: Tensor, terms: RowTerms, dtype:
     grad_RV = logits_RV.view(dtype)[:, :columns] if narrower > 1 else logits_RV
     if rows and columns:
         assert logits_RV.stride(1) == 1, logits_RV.stride()
-        _gradient[(rows,)](
+        _logit_gradient[(rows,)](
             logits_RV,
             grad_RV,
             column_R.contiguous(),

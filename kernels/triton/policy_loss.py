@@ -23,7 +23,7 @@ from aapa.kernels.triton.token_loss import (
     weights,
 )
 
-TOKENS = 256
+TOKENS = 128
 WARPS = 4
 # What a program sums over its tokens, in the order of the kernel's slots; "max/…" are maxima.
 SLOTS = (
@@ -50,7 +50,7 @@ SLOTS = (
 
 
 @triton.jit
-def _tokens(
+def _policy_tokens(
     logprob_T, entropy_T,
     rl_weight_T, kl_weight_T, sft_weight_T, adv_weight_T, custom_weight_T,
     advantage_T, anchor_advantage_T, old_logprob_T, ref_logprob_T, correction_T, rollout_logprob_T,
@@ -170,7 +170,7 @@ def policy_terms(
         vectors = [logprob_T, entropy_T, *(fields.weight(name) for name in ("rl", "kl", "sft", "adv", "custom"))]
         vectors += [fields.advantage_T, fields.anchor_advantage_T, fields.old_logprob_T, fields.ref_logprob_T]
         vectors += [fields.correction_T, fields.rollout_logprob_T, fields.sequence_T, log_ratio_T]
-        _tokens[(blocks,)](
+        _policy_tokens[(blocks,)](
             *(None if vector is None else vector.contiguous() for vector in vectors),
             grad_T,
             mean_grad_T,

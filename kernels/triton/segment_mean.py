@@ -15,9 +15,9 @@ from aapa.kernels.triton.search import owner_of_piece, pieces, steps
 
 # Rows of a piece: a span of up to so many is one program's (for each block of columns), a longer one has several.
 LENGTH = 128
-# A tile of 8 rows by 256 columns: half a KB of half precision a row, two loads of 16 bytes a thread.
+# A tile of 8 rows by half a KB: two loads of 16 bytes a thread.
 ROWS = 8
-WIDTH = 256
+ROW_BYTES = 512
 WARPS = 4
 
 
@@ -82,7 +82,7 @@ def segment_means(hidden_TD: Tensor, offsets_S: Tensor) -> Tensor:
         return mean_SD
     programs = pieces(rows, spans, LENGTH)
     part_PD = hidden_TD.new_empty(programs if rows > LENGTH else 1, width, dtype=dtype)
-    block = power_of_two(width, 16, WIDTH)
+    block = power_of_two(width, 16, ROW_BYTES // hidden_TD.itemsize)
     options = {"WIDTH": block, "LENGTH": LENGTH, "ACC": accumulator(dtype), "num_warps": WARPS, **FUSED}
     _piece_sums[(programs, triton.cdiv(width, block))](
         hidden_TD,

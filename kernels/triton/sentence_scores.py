@@ -18,9 +18,11 @@ from aapa.kernels.triton.search import owner_of_piece, pieces, steps
 
 # Sentences of a program, all of one group; experts and hidden units it takes at a time.
 SENTENCES = 16
-EXPERTS = 32
-UNITS = 32
+EXPERTS = 16
+UNITS = 16
 WARPS = 4
+# A third stage of weights would take the shared memory of two other programs.
+STAGES = 2
 
 
 @triton.jit
@@ -50,7 +52,7 @@ def _aligned(sentence, expert_ER, first, last, rank, tau, R, EXPERTS: tl.constex
 
 
 @triton.jit
-def _scores(
+def _sentence_scores(
     sentence_SR, expert_ER, cu_group, cu_expert, hidden_HF, hidden_bias_H, output_H, output_bias, score_S,
     groups, search_steps, tau, R, H,
     RANK: tl.constexpr, SENTENCES: tl.constexpr, EXPERTS: tl.constexpr, UNITS: tl.constexpr, ACC: tl.constexpr,
@@ -63,9 +65,9 @@ def _scores(
     first, last = tl.load(cu_expert + group).to(tl.int32), tl.load(cu_expert + group + 1).to(tl.int32)
     score = tl.zeros((SENTENCES,), ACC)
     if (first < last) & (begin < end):
-        mask = inside[:, None] & (rank < R)[None, :]
+        known = inside[:, None] & (rank < R)[None, :]
         place = sentence_SR + row[:, None].to(tl.int64) * R + rank[None, :]
-        sentence = tl.load(place, mask=mask, other=0.0).to(ACC)
+        sentence = tl.load(place, mask=known, other=0.0).to(ACC)
         mean = _aligned(sentence, expert_ER, first, last, rank, tau, R, EXPERTS, ACC)
         score += tl.load(output_bias).to(ACC)
         for start in range(0, H, UNITS):
@@ -96,7 +98,7 @@ def sentence_scores(
     groups = cu_group.shape[0] - 1
     score_S = sentence_SR.new_empty(sentences)
     if sentences:
-        _scores[(pieces(sentences, groups, SENTENCES),)](
+        _sentence_scores[(pieces(sentences, groups, SENTENCES),)](
             sentence_SR,
             expert_ER,
             cu_group.to(device).contiguous(),
@@ -117,6 +119,7 @@ def sentence_scores(
             UNITS=UNITS,
             ACC=accumulator(dtype),
             num_warps=WARPS,
+            num_stages=STAGES,
             **FUSED,
         )
     return score_S

@@ -1,7 +1,8 @@
 """Where Triton kernels run: compiled on a GPU; without one in the interpreter, in a process of its own.
 
 Triton chooses when `@triton.jit` runs, for the whole process, so without a GPU `test_processes.py` starts this folder's
-other tests with TRITON_INTERPRET=1, and they are left out everywhere else.
+other tests with TRITON_INTERPRET=1, and they are left out everywhere else. Compilation ahead of time needs no GPU, and
+no interpreter.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+COMPILED = {"test_processes.py", "test_ahead_of_time.py"}
 collect_ignore_glob = []
 if INTERPRETED:
-    collect_ignore_glob.append("test_processes.py")
+    collect_ignore_glob += sorted(COMPILED)
 elif torch.cuda.is_available():
     collect_ignore_glob += ["test_interpreter.py", "test_sanitizer.py"]
 else:
-    collect_ignore_glob += [f.name for f in Path(__file__).parent.glob("test_*.py") if f.name != "test_processes.py"]
+    collect_ignore_glob += [f.name for f in Path(__file__).parent.glob("test_*.py") if f.name not in COMPILED]
 
 if INTERPRETED:
     import interpreter

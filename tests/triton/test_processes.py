@@ -14,7 +14,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # Two processes, so that two workers share the time.
 HEAD = ("test_policy_loss.py", "test_head.py", "test_fused_scoring.py")
-OTHERS = tuple(sorted({file.name for file in HERE.glob("test_*.py")} - {*HEAD, Path(__file__).name}))
+COMPILED = ("test_processes.py", "test_ahead_of_time.py")
+OTHERS = tuple(sorted({file.name for file in HERE.glob("test_*.py")} - {*HEAD, *COMPILED}))
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this folder's tests run on the GPU themselves")
 

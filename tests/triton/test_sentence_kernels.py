@@ -126,12 +126,16 @@ def test_error_of_scores_is_no_larger_than_the_references(dtype):
     assert (got - truth).abs().max() <= (same - truth).abs().max() + 1e-5 * truth.abs().max()
 
 
-def test_scores_have_no_gradient_by_name_and_the_references_by_themselves():
+def test_what_has_no_kernel_is_refused_by_name_and_otherwise_left_to_the_reference():
     sentence_SD, expert_ED = normal(4, 6).requires_grad_(), normal(2, 6)
     arguments = (sentence_SD, offsets([4]), expert_ED, offsets([2]), sentence_head(6, 3, 4, 0))
-    with pytest.raises(ValueError, match="backend: expected 'reference'"):
+    with pytest.raises(ValueError, match="backend: expected 'reference' where a gradient is wanted"):
         sentence_scores(*arguments, backend="triton")
     assert sentence_scores(*arguments).requires_grad
+    arguments = (sentence_SD.detach(), *arguments[1:4], sentence_head(6, 257, 4, 0))
+    with pytest.raises(ValueError, match="projected size is above 256"):
+        sentence_scores(*arguments, backend="triton")
+    assert sentence_scores(*arguments).shape == (4,)
 
 
 RESPONSE = st.tuples(
