@@ -153,25 +153,27 @@ def _refusal(
 def _remedies(
     recipe: Recipe, hf: PretrainedConfig, work: Work, kind: Gpu, gpus: int, features: frozenset[str]
 ) -> Iterator[str]:
-    """Single changes after which a layout fits, each with the best one."""
-    changed: list[tuple[str, Work, Gpu, int]] = []
+    """Changes after which a layout fits, each with the best one: of every kind of change the smallest."""
+    longest = max(stage.length for stage in work.stages)
+    kinds: list[list[tuple[str, Work, Gpu, int]]] = [[], [], []]
     if work.width == 4 and "bfloat16" in str(ModelTable.model_fields["dtype"].annotation):
-        changed.append(("--model.dtype bfloat16", replace(work, width=WIDTHS["bfloat16"]), kind, gpus))
-    for divisor in (2, 4, 8):
-        tokens = work.micro_batch_tokens // divisor
-        if tokens >= max(stage.length for stage in work.stages):
-            name = f"--parallel.micro_batch_tokens {tokens}"
-            changed.append((name, replace(work, micro_batch_tokens=tokens), kind, gpus))
-        batch = work.max_batch // divisor
+        kinds.append([("--model.dtype bfloat16", replace(work, width=WIDTHS["bfloat16"]), kind, gpus)])
+    for divisor in (2, 4, 8, 16):
+        tokens, batch = work.micro_batch_tokens // divisor, work.max_batch // divisor
+        if tokens >= longest:
+            smaller = replace(work, micro_batch_tokens=tokens)
+            kinds[0].append((f"--parallel.micro_batch_tokens {tokens}", smaller, kind, gpus))
         if batch:
-            changed.append((f"--rollout.max_batch {batch}", replace(work, max_batch=batch), kind, gpus))
-    changed += [(f"--gpus {gpus * times}", work, kind, gpus * times) for times in (2, 4, 8)]
+            kinds[1].append((f"--rollout.max_batch {batch}", replace(work, max_batch=batch), kind, gpus))
+    kinds[2] = [(f"--gpus {gpus * times}", work, kind, gpus * times) for times in (2, 4, 8)]
     for name, other in GPUS.items():
         if other.memory > kind.memory:
-            changed += [(f"--gpu {name} --gpus {gpus * times}", work, other, gpus * times) for times in (1, 2, 4)]
+            kinds.append([(f"--gpu {name} --gpus {gpus * times}", work, other, gpus * times) for times in (1, 2, 4)])
     base = _base(recipe)
-    for name, other_work, other_gpu, count in changed:
-        layouts = candidates(hf, other_work, count, base, features)
-        fitting, _ = ranked(hf, other_work, other_gpu, layouts, Assumptions())
-        if fitting:
-            yield f"{name} ({fitting[0].layout.name()})"
+    for changes in kinds:
+        for name, other_work, other_gpu, count in changes:
+            layouts = candidates(hf, other_work, count, base, features)
+            fitting, _ = ranked(hf, other_work, other_gpu, layouts, Assumptions())
+            if fitting:
+                yield f"{name} ({fitting[0].layout.name()})"
+                break

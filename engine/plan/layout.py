@@ -36,6 +36,11 @@ class Layout:
         return self.tensor * self.pipeline * self.context * self.data
 
     @property
+    def replica(self) -> int:
+        """Ranks that work on the same sequences."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
     def gradient_ranks(self) -> int:
         """Ranks that hold the same parameters: gradients are summed over them."""
         return self.data * self.context
@@ -52,6 +57,7 @@ class Layout:
         parts += ["sequence parallelism"] if self.sequence else []
         parts += ["distributed optimizer"] if self.distributed_optimizer else []
         parts += [f"{self.recompute} recomputation"] if self.recompute != "none" else []
+        parts += ["offloading"] if self.offload else []
         return ", ".join(parts)
 
     def layers(self, stage: int, layers: int) -> list[list[int]]:

@@ -159,7 +159,7 @@ def _rollout(
     leader: bool,
 ) -> dict[str, float]:
     found = _without(held, *(("optimizer", "frozen models") if layout.offload else ()))
-    sequences = min(work.max_batch, -(-stage.rollouts // layout.data))
+    _, sequences = work.decoded(stage, layout)
     if work.samples_with(layout) == "transformers":
         # The engine's own copy of the whole model lies on the leader alone.
         copy = state_bytes(hf, Layout(), 0, 0, work.width).weights if leader else 0

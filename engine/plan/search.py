@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from transformers import PretrainedConfig
 
@@ -124,8 +125,10 @@ def _variants(
     tensor: int, pipeline: int, context: int, data: int, own: Layout, features: frozenset[str]
 ) -> Iterator[Layout]:
     shared = data * context > 1
+    offloads = (own.offload, True) if "offload" in features and not own.offload else (own.offload,)
     for recompute in ("none", "full") if "recompute" in features else (own.recompute,):
-        for virtual in (1, 2) if "virtual" in features and pipeline > 1 else (1,):
+        virtuals = (1, 2) if "virtual" in features and pipeline > 1 else (1,)
+        for virtual, offload in product(virtuals, offloads):
             yield Layout(
                 tensor=tensor,
                 pipeline=pipeline,
@@ -136,7 +139,7 @@ def _variants(
                 recompute=recompute,
                 distributed_optimizer="distributed_optimizer" in features and shared,
                 overlap="overlap" in features and shared,
-                offload=own.offload,
+                offload=offload,
             )
 
 
@@ -177,7 +180,7 @@ def own_layout(table: ParallelTable, gpus: int) -> Layout:
     """
     values = {key: getattr(table, key) for key in engine_features()}
     layout = Layout(**values)
-    replica = layout.tensor * layout.pipeline * layout.context
+    replica = layout.replica
     if gpus % replica:
         raise UserError(f"--gpus: expected a multiple of the recipe's {replica} GPUs of a replica, got {gpus}")
     return Layout(**{**values, "data": gpus // replica})

@@ -59,7 +59,7 @@ def _chunk(hf: PretrainedConfig, layout: Layout, layers: list[int], first: bool,
     tied = bool(hf.tie_word_embeddings)
     # Stages that have only one end of a tied embedding have a copy of their own, whose gradients are summed.
     copied = tied and not (first and last) and layout.pipeline > 1
-    shapes = _local_shapes(hf, layout.tensor)
+    shapes = local_shapes(hf, layout.tensor)
     if first:
         yield Parameter("embedding.word_embeddings.weight", shapes["embedding.word_embeddings.weight"], copied)
     for place in range(len(layers)):
@@ -71,9 +71,33 @@ def _chunk(hf: PretrainedConfig, layout: Layout, layers: list[int], first: bool,
             yield Parameter("output_layer.weight", shapes["output_layer.weight"], copied)
 
 
-def _local_shapes(hf: PretrainedConfig, tensor: int) -> dict[str, tuple[int, ...]]:
+def local_shapes(hf: PretrainedConfig, tensor: int) -> dict[str, tuple[int, ...]]:
     """Local shapes of a layer's parameters by their names in it, and of the others by their whole names."""
-    whole = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(hf).items()}
+    key = (*(getattr(hf, name) for name in _DECISIVE), tensor)
+    if key not in _SHAPES:
+        _SHAPES[key] = _cut_shapes(hf, tensor)
+    return _SHAPES[key]
+
+
+# A search asks for the same few shapes again and again.
+_SHAPES: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
+_DECISIVE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "attention_bias",
+    "tie_word_embeddings",
+)
+
+
+def _cut_shapes(hf: PretrainedConfig, tensor: int) -> dict[str, tuple[int, ...]]:
+    # All layers are alike.
+    shapes = {name: shape for name, shape in expected_shapes(hf).items() if _layer_of(name) in (None, "0")}
+    whole = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     names = {f"decoder.layers.0.{name}": name for name in layer_parameters(hf)}
     ends = ("embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight")
     found = {}
@@ -83,6 +107,12 @@ def _local_shapes(hf: PretrainedConfig, tensor: int) -> dict[str, tuple[int, ...
             item = Entry((EMBEDDING,), "vocabulary")
         found[name] = tuple(split(item, whole, hf, 0, tensor).shape)
     return found
+
+
+def _layer_of(name: str) -> str | None:
+    """The layer in a Hugging Face name."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["model", "layers"] else None
 
 
 def state_bytes(hf: PretrainedConfig, layout: Layout, stage: int, data_rank: int, width: int) -> StateBytes:

@@ -184,12 +184,14 @@ class Clock:
         return max(2 * state.optimizer + state.gradients + 2 * state.weights for state in states) / self.bandwidth
 
     def _rollout_seconds(self, stage: StageWork) -> float:
-        """Prefill, and one pass over weights and cache per token and batch of sequences."""
+        """Prefill, and one pass over weights and cache per token and batch of sequences.
+
+        Pipeline stages decode different sequences at the same time; one token of each passes all layers.
+        """
         hf, layout, width = self.hf, self.layout, self.work.width
         alone = self.work.samples_with(layout) == "transformers"
         tensor = 1 if alone else layout.tensor
-        mine = math.ceil(stage.rollouts / layout.data)
-        batch = min(self.work.max_batch, mine)
+        mine, batch = self.work.decoded(stage, layout)
         waves = math.ceil(mine / batch)
         weights = state_bytes(hf, Layout(tensor=tensor), 0, 0, width).weights
         cached = 2.0 * width * batch * (stage.prompt + stage.response / 2) * hf.num_hidden_layers

@@ -76,8 +76,13 @@ class Work:
         if self.engine != "auto":
             return self.engine
         known = get_args(RolloutTable.model_fields["engine"].annotation)
-        split = layout.tensor * layout.pipeline > 1
-        return "megatron" if split and "megatron" in known else "transformers"
+        return "megatron" if layout.replica > 1 and "megatron" in known else "transformers"
+
+    def decoded(self, stage: StageWork, layout: Layout) -> tuple[int, int]:
+        """(rollouts that one rank decodes in a step, how many at a time)."""
+        shares = layout.data * (1 if self.samples_with(layout) == "transformers" else layout.context)
+        mine = math.ceil(stage.rollouts / shares)
+        return mine, min(self.max_batch, mine)
 
     def micro_batches(self, stage: StageWork, data: int) -> int:
         """Of one optimizer step on one replica: whole sequences fill up to the token budget."""
