@@ -35,7 +35,7 @@ class Run:
     """The parts of a run that every stage shares.
 
     Attributes:
-        engine: rollouts; on the leader of each replica only.
+        engine: rollouts; on the leader of each replica, or on all its ranks where they decode together.
         origin: where the policy was read from; None for one from scratch.
         pool: reward functions; used on the leader of each replica only.
     """
@@ -76,8 +76,10 @@ class Run:
         )
 
     def sync_engine(self) -> None:
-        """Send the policy's weights to the rollout engine."""
-        if self.engine is not None:
+        """Send the policy's weights to the rollout engine, unless it is the policy itself."""
+        if self.engine is not None and self.engine.on_every_rank:
+            self.policy.finish_gather()
+        elif self.engine is not None:
             self.engine.load_weights(self.policy.weights())
         else:
             for _ in self.policy.weights():
@@ -86,8 +88,12 @@ class Run:
     def generate(
         self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int, temperature: float
     ) -> list[Rollout]:
-        """The leader's rollouts, on every rank of the replica."""
+        """The replica's rollouts, on every rank of it."""
         rollouts = None
+        if self.engine is not None and self.engine.on_every_rank:
+            if not prompts:
+                return []
+            return self.engine.generate(prompts, seeds, max_new_tokens=max_new_tokens, temperature=temperature)
         if self.engine is not None and prompts:
             rollouts = self.engine.generate(prompts, seeds, max_new_tokens=max_new_tokens, temperature=temperature)
         return self.parallel.from_leader(rollouts) or []

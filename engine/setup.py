@@ -27,7 +27,7 @@ from aapa.engine.recipe.checks import checkpoint_problems
 from aapa.engine.recipe.problems import raise_problems
 from aapa.engine.reward_model import open_directory
 from aapa.engine.rewards import FailureWindow, Rewards
-from aapa.engine.rollout import build_engine
+from aapa.engine.rollout import build_engine, chosen_engine
 from aapa.engine.run import DTYPES, Run, StageRun
 from aapa.engine.scoring import Scorer
 from aapa.engine.tasks import load_task
@@ -80,10 +80,10 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
     dtype = DTYPES[recipe.model.dtype]
     policy = MegatronPolicy(config, parallel, dtype, train_settings(recipe.parallel))
     policy.load_weights(weights, source="model.source")
-    engine = None
-    if parallel.is_leader:
+    engine, name = None, chosen_engine(recipe.rollout.engine, parallel)
+    if parallel.is_leader or name == "megatron":
         engine = build_engine(
-            recipe.rollout.engine,
+            name,
             config,
             eos=tokenizer.eos_token_id,
             pad=padding_token(tokenizer),
@@ -91,6 +91,7 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
             device=parallel.device,
             max_batch=recipe.rollout.max_batch,
             memory_limit_gb=recipe.rollout.memory_limit_gb,
+            policy=policy,
         )
     run = Run(recipe, directory, parallel, task, tokenizer, policy, engine, origin)
     _open_judges(run)

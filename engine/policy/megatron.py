@@ -101,7 +101,7 @@ class MegatronPolicy:
 
         def loss_of(place: int, shard: Shard) -> Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]:
             def loss(hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                value, metrics = head_loss(hidden[:, 0], self._head_weight(), shard, objective, self.hf.vocab_size)
+                value, metrics = head_loss(hidden[:, 0], self.head_weight(), shard, objective, self.hf.vocab_size)
                 # A count of zero tells Megatron to divide by nothing: the weights hold every denominator (4.1).
                 return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
 
@@ -115,7 +115,7 @@ class MegatronPolicy:
         """Per batch ([T] log-probs of the targets, [T] entropies or None), on every rank of the replica."""
         for part in self.ddp:
             part.eval()
-        return head_outputs(self.ddp, self._head_weight, batches, self.parallel, self.hf.vocab_size, entropy)
+        return head_outputs(self.ddp, self.head_weight, batches, self.parallel, self.hf.vocab_size, entropy)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The stream of (Hugging Face name, whole tensor)."""
@@ -154,7 +154,7 @@ class MegatronPolicy:
                 if group.param_gather_handle is not None or not group.param_gather_dispatched:
                     group.start_param_sync(force_sync=True)
 
-    def _head_weight(self) -> Tensor:
+    def head_weight(self) -> Tensor:
         """The LM head's rows, on the last stage. Reading them bypasses the hook that waits for gathered weights."""
         weight_VD = self.chunks[-1].head_weight()
         if self.settings.overlap and self.settings.distributed_optimizer:

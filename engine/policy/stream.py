@@ -113,6 +113,8 @@ def _from_stage(
             part = parts[index]
             shards = [row[start : start + part.numel].view(part.shape) for row in gathered]
             start += part.numel
+            if part.entry.layout == "whole":
+                shards = [shards[0].clone()]  # a view in someone's hands would keep the whole bucket
             yield from join(part.entry, shards, hf).items()
         del gathered, shards
 
@@ -127,12 +129,13 @@ def _object_from_stage(value: Any, stage: int, parallel: Parallel) -> Any:
 
 
 def _buckets(parts: list[Part], ranks: int, most: int) -> Iterator[list[int]]:
-    """Consecutive parameters that a bucket holds: this rank's parts, those of all ranks, and one whole tensor."""
+    """Consecutive parameters of which a bucket holds this rank's parts, those of all ranks, and what is joined of them:
+    the tensor that the reader has, and the next one."""
     bucket: list[int] = []
     held = largest = 0
     for index, part in enumerate(parts):
         whole = part.numel * part.dtype.itemsize * ranks
-        if bucket and held + whole + whole // ranks + max(largest, whole) > most:
+        if bucket and held + whole + whole // ranks + 2 * max(largest, whole) > most:
             yield bucket
             bucket, held, largest = [], 0, 0
         bucket.append(index)

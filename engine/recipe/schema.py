@@ -102,8 +102,8 @@ class ParallelTable(Table):
 class RolloutTable(Table):
     """How responses are sampled from the policy."""
 
-    engine: Literal["auto", "transformers"] = "auto"
-    """"auto" chooses what suits the layout; today that is "transformers", a second copy of the weights."""
+    engine: Literal["auto", "transformers", "megatron"] = "auto"
+    """"transformers": with a second copy of the weights; "megatron": the policy itself; "auto": by the layout."""
     temperature: Positive = 1.0
     """Sampling temperature; log-probabilities of rollouts are taken at the same one."""
     max_new_tokens: Count = 72

@@ -10,7 +10,27 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-__all__ = ["Rollout", "RolloutEngine", "build_engine", "sample_seed"]
+    from aapa.engine.policy.megatron import MegatronPolicy
+    from aapa.engine.policy.parallel import Parallel
+
+__all__ = ["Rollout", "RolloutEngine", "build_engine", "chosen_engine", "sample_seed"]
+
+ENGINES = ("transformers", "megatron")
+
+
+def chosen_engine(name: str, parallel: Parallel) -> str:
+    """What "auto" means in a layout: "megatron" where the ranks of a replica share the weights or the work.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    from aapa.engine.errors import UserError
+
+    if name == "auto":
+        return "megatron" if parallel.replica > 1 else "transformers"
+    if name not in ENGINES:
+        raise UserError(f"rollout.engine: expected 'auto', 'transformers' or 'megatron', got {name!r}")
+    return name
 
 
 def build_engine(
@@ -23,17 +43,23 @@ def build_engine(
     device: torch.device,
     max_batch: int,
     memory_limit_gb: float,
+    policy: MegatronPolicy | None = None,
 ) -> RolloutEngine:
-    """The engine of a name in the recipe ("auto" is "transformers").
+    """The engine of a name that `chosen_engine` gave; "megatron" needs the policy.
 
     Raises:
-        UserError: an unknown name, or a model above the memory bound.
+        UserError: an unknown name, or a model above the memory bound of an engine with a second copy of the weights.
     """
     from aapa.engine.errors import UserError
+
+    if name == "megatron" and policy is not None:
+        from aapa.engine.rollout.megatron import MegatronEngine
+
+        return MegatronEngine(policy, eos=eos, max_batch=max_batch)
+    if name not in ("auto", "transformers"):
+        raise UserError(f"rollout.engine: expected 'auto' or 'transformers' without a policy, got {name!r}")
     from aapa.engine.rollout.transformers import TransformersEngine
 
-    if name not in ("auto", "transformers"):
-        raise UserError(f"rollout.engine: expected 'auto' or 'transformers', got {name!r}")
     return TransformersEngine(
         hf, eos=eos, pad=pad, dtype=dtype, device=device, max_batch=max_batch, memory_limit_gb=memory_limit_gb
     )

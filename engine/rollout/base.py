@@ -29,7 +29,14 @@ class Rollout:
 
 
 class RolloutEngine(Protocol):
-    """Samples responses from the policy's current weights."""
+    """Samples responses from the policy's current weights.
+
+    Attributes:
+        on_every_rank: whether all ranks of a replica have the engine and call `generate`, with the same prompts; else
+            the leader has it, and sends the rollouts to the others.
+    """
+
+    on_every_rank: bool
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the policy's weights from a stream of (Hugging Face name, whole tensor)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -17,33 +16,27 @@ from transformers import (
 
 from aapa.engine.errors import UserError
 from aapa.engine.rollout.base import Rollout
+from aapa.engine.rollout.sample import draw, uniform_numbers
 
 
 class SeededSampling(LogitsProcessor):
-    """Draws each row's next token from that row's own random numbers, and leaves it as the only choice.
-
-    The token is the inverse of the cumulative distribution at a uniform number fixed by (row seed, position). Another
-    batch composition changes logits by rounding alone, so it changes a token only where the uniform number falls within
-    that rounding of a boundary.
-    """
+    """Draws each row's next token from that row's own random numbers, and leaves it as the only choice."""
 
     def __init__(self, seeds: list[int], max_new_tokens: int, temperature: float, device: torch.device) -> None:
-        draws = np.stack([np.random.default_rng(seed).random(max_new_tokens) for seed in seeds])
-        self.uniform_BR = torch.from_numpy(draws).to(device)
+        self.uniform_BR = uniform_numbers(seeds, max_new_tokens, device)
         self.temperature = temperature
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logprob_BV = torch.log_softmax(scores.float() / self.temperature, dim=-1)
-        cdf_BV = logprob_BV.double().exp().cumsum(-1)
-        threshold_B1 = self.uniform_BR[:, len(self.logprobs), None] * cdf_BV[:, -1:]
-        token_B1 = torch.searchsorted(cdf_BV, threshold_B1, right=True).clamp_(max=cdf_BV.shape[1] - 1)
-        self.logprobs.append(logprob_BV.gather(1, token_B1)[:, 0])
-        return torch.full_like(scores, float("-inf")).scatter_(1, token_B1, 0.0)
+        token_B, logprob_B = draw(scores, self.uniform_BR[:, len(self.logprobs)], self.temperature)
+        self.logprobs.append(logprob_B)
+        return torch.full_like(scores, float("-inf")).scatter_(1, token_B[:, None], 0.0)
 
 
 class TransformersEngine:
-    """The default where the whole model fits beside the policy; refuses models above a memory bound."""
+    """The default where the policy is not split; refuses models above a memory bound."""
+
+    on_every_rank = False
 
     def __init__(
         self,

@@ -107,7 +107,7 @@ def test_the_valid_recipe(valid: dict[str, Any]) -> None:
             "mini-iff",
             "data.task: expected a known name, perhaps 'mini-if', or 'package.module:Class', got 'mini-iff'",
         ),
-        ("rollout.engine", "vllm", "rollout.engine: expected 'auto' or 'transformers', got 'vllm'"),
+        ("rollout.engine", "vllm", "rollout.engine: expected 'auto', 'transformers' or 'megatron', got 'vllm'"),
         (
             "stages.2.rewards.0.function",
             "f",
