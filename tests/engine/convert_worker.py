@@ -1,7 +1,8 @@
 """Started by torchrun: Megatron's own loading and saving of checkpoints, with real models at a layout.
 
 convert_worker.py TENSOR PIPELINE SOURCES CHECKPOINTS OUTPUT: for every Hugging Face directory in SOURCES, the model
-that Megatron loads from CHECKPOINTS/NAME is compared with it, and saved by Megatron into OUTPUT/NAME.
+that Megatron loads from CHECKPOINTS/NAME is compared with it, and saved by Megatron into OUTPUT/NAME,
+by us into OUTPUT/NAME-by-us.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.dist_reader import DistReader
 from aapa.engine.policy.model import build_model
 from aapa.engine.policy.parallel import Parallel
-from aapa.engine.policy.sharded import read_model
+from aapa.engine.policy.sharded import read_model, write_model
 from aapa.engine.policy.stream import load, stream
 
 
@@ -57,10 +58,14 @@ def pass_through(source: Path, checkpoint: Path, output: Path, parallel: Paralle
     if config.tie_word_embeddings and parallel.last_stage and parallel.pipeline > 1:
         assert not (ours.head_weight() == 9).any(), "the last stage's copy of a tied embedding is loaded, too"
     load(ours, config, parallel, weights)
+    by_us = output.with_name(f"{output.name}-by-us")
     if parallel.is_main:
         output.mkdir(parents=True)
+        by_us.mkdir()
     parallel.barrier()
     dist_checkpointing.save(own_state(ours), str(output))
+    write_model(by_us, ours, config, parallel)
+    assert DistReader(by_us, "ours").shapes == DistReader(output, "Megatron's").shapes
 
 
 def main(tensor: int, pipeline: int, sources: Path, checkpoints: Path, output: Path) -> None:

@@ -76,9 +76,10 @@ def test_megatron_itself_loads_and_saves_the_same(sources, launch, tmp_path):
         assert to_megatron(sources / name, tmp_path / "cut" / name, "--tp", 2, "--pp", 2) == 0
     launch("convert_worker.py", 4, 2, 2, sources, tmp_path / "cut", tmp_path / "megatron")
     for name in CASES:
-        source = tmp_path / "megatron" / name
-        assert to_hf(source, tmp_path / "again" / name, "--config", sources / name, "--unverified") == 0
-        same_directory(tmp_path / "again" / name, sources / name)
+        for saved in (name, f"{name}-by-us"):
+            again = tmp_path / "again" / saved
+            assert to_hf(tmp_path / "megatron" / saved, again, "--config", sources / name, "--unverified") == 0
+            same_directory(again, sources / name)
 
 
 def test_the_manifest_says_what_it_was_cut_for(checkpoint):
