@@ -25,6 +25,9 @@ from aapa.engine.plan.model import parameters
 from aapa.engine.plan.published import PUBLISHED
 from aapa.engine.plan.search import engine_features, overrides
 from aapa.engine.plan.timing import Assumptions
+from aapa.engine.plan.work import work_of
+from aapa.engine.recipe import load_recipe
+from aapa.engine.rollout import chosen_engine
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
@@ -186,6 +189,13 @@ def test_a_plan_names_the_peak_and_every_rank(capsys):
         assert layout.gpus == 8
         assert len(choice["exact_bytes"]) == layout.pipeline * (layout.data if layout.distributed_optimizer else 1)
         assert all(0 < stage["mfu"] < 1 for stage in choice["stages"].values())
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(data=2), Layout(tensor=2), Layout(pipeline=2), Layout(context=2)])
+def test_rollouts_are_planned_with_the_engine_that_a_run_takes(layout):
+    recipe = load_recipe("smoke")
+    work = work_of(recipe, models.config("qwen3"), 16)
+    assert work.samples_with(layout) == chosen_engine("auto", layout)
 
 
 def test_the_layout_that_is_printed_can_be_given(capsys):
