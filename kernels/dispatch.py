@@ -49,7 +49,7 @@ def resolve(op: str, backend: str = "auto", device: torch.device | None = None) 
         return _module(op, _choose(op, kind))
     if backend not in AVAILABLE[op]:
         raise ValueError(f"backend: expected one of auto, {', '.join(AVAILABLE[op])} for {op}, got {backend!r}")
-    reason = OBSTACLES[backend](kind)
+    reason = OBSTACLES[backend](op, kind)
     if reason is not None:
         raise ValueError(f"backend: expected one that can run on {kind}, got {backend!r}: {reason}")
     return _module(op, backend)
@@ -64,13 +64,13 @@ def _module(op: str, backend: str) -> ModuleType:
 def _choose(op: str, kind: str) -> str:
     for backend in AVAILABLE[op]:
         # The interpreter is for tests: it must be asked for.
-        if OBSTACLES[backend](kind) is None and not (backend == "triton" and kind == "cpu"):
+        if OBSTACLES[backend](op, kind) is None and not (backend == "triton" and kind == "cpu"):
             break
     log.info("%s on %s: %s", op, kind, backend)
     return backend
 
 
-def _triton_obstacle(kind: str) -> str | None:
+def _triton_obstacle(op: str, kind: str) -> str | None:
     if kind != "cuda" and not (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return "Triton's kernels need a GPU"
     if importlib.util.find_spec("triton") is None:
@@ -78,10 +78,14 @@ def _triton_obstacle(kind: str) -> str | None:
     return None
 
 
-def _native_obstacle(kind: str) -> str | None:
-    if kind != "cpu":
-        return "the C++ operations run on the CPU"
-    return _extension_obstacle()
+def _native_obstacle(op: str, kind: str) -> str | None:
+    if kind == "cpu":
+        return _extension_obstacle()
+    if kind == "cuda" and op == "segment_sentences":
+        from aapa.kernels.native import cuda
+
+        return cuda.missing()
+    return "the C++ operations run on the CPU"
 
 
 @cache
@@ -94,9 +98,9 @@ def _extension_obstacle() -> str | None:
     return reason
 
 
-# Why a backend cannot run on a kind of device, None where it can.
-OBSTACLES: dict[str, Callable[[str], str | None]] = {
+# Why a backend cannot run an operation on a kind of device, None where it can.
+OBSTACLES: dict[str, Callable[[str, str], str | None]] = {
     "triton": _triton_obstacle,
     "native": _native_obstacle,
-    "reference": lambda kind: None,
+    "reference": lambda op, kind: None,
 }

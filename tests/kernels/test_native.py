@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from aapa.kernels import SentenceTable, dispatch, native, segment_sentences
 from aapa.kernels.chunked.glue import Glue, RowTerms, finish
+from aapa.kernels.native import cuda
 from aapa.kernels.native.glue import NativeGlue
 from aapa.kernels.reference.reference_head import _sentence_means as reference_means
 from aapa.kernels.reference.segment_sentences import segment_sentences as reference_segments
@@ -154,6 +157,22 @@ def test_every_instruction_set_is_as_exact_as_torch(capability):
         assert "AVX" not in done.stdout
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None and "NVCC" not in os.environ, reason="there is no nvcc")
+def test_the_cuda_sources_compile_and_their_symbols_load(tmp_path):
+    library = ctypes.CDLL(str(cuda.compile_library(tmp_path / "_cuda.so")))
+    assert library.aapa_segment_sentences_count and library.aapa_segment_sentences_write
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available() or cuda.missing() is not None, reason="no GPU, or not compiled")
+def test_segments_on_a_gpu_are_the_references():
+    which = table(3, vocabulary=50, classes=20, states=9)
+    cu = torch.tensor([0, 0, 40, 41, 41, 3000], dtype=torch.int32)
+    tokens = torch.randint(0, 50, (3000,), generator=torch.Generator().manual_seed(3))
+    got = segment_sentences(tokens.cuda(), cu.cuda(), which, backend="native")
+    assert torch.equal(got.cpu(), reference_segments(tokens, cu, which))
+
+
 @pytest.fixture
 def fresh_dispatch():
     """Dispatch that has chosen nothing yet, before and after."""
@@ -188,7 +207,7 @@ def test_auto_chooses_once_and_logs_it_once(fresh_dispatch, caplog):
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert dispatch.OBSTACLES["triton"]("cpu") == "Triton's kernels need a GPU"
-    assert "CPU" in dispatch.OBSTACLES["native"]("mps")
+    assert dispatch.OBSTACLES["triton"]("linear_logprob", "cpu") == "Triton's kernels need a GPU"
+    assert "CPU" in dispatch.OBSTACLES["native"]("linear_logprob", "cuda")
     with pytest.raises(ValueError, match="backend: expected one of auto, .*reference for anchor_advantages"):
         dispatch.resolve("anchor_advantages", "native")
