@@ -45,6 +45,7 @@ def start_groups(table: ParallelTable) -> Parallel:
         context=table.context,
         sequence=table.sequence,
         virtual=table.virtual,
+        offload=table.offload,
     )
 
 

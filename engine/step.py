@@ -197,6 +197,7 @@ def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> l
                 batches = pack(part, budget, objective, counts, step)
                 result = run.policy.train_step(batches, objective, learning_rate)
                 results.append(FigureSums(result.sums, result.grad_norm, counts, learning_rate))
+        run.policy.rest()
     return results
 
 

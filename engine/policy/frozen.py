@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from aapa.batch import Sequence, TokenBatch
 from aapa.engine.policy.model import PolicyModel, build_model
+from aapa.engine.policy.offload import Offload
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.policy.schedule import head_outputs, run_schedule
 from aapa.engine.policy.shard import Shard
@@ -81,12 +82,21 @@ class FrozenModel:
         self.logprob_features = logprob_features
         self.micro_batch_tokens = micro_batch_tokens
         self.model_hash = self.hash = model_hash(hf, weights, layer)
+        if dtype.itemsize < 4:
+            # States of 16 bits are not those that a discriminator of 32 was fitted on.
+            self.hash = hashlib.sha256(f"{self.hash} in {dtype}".encode()).hexdigest()
         if logprob_features:
-            self.hash = hashlib.sha256(f"{self.model_hash} with log-probs".encode()).hexdigest()
+            self.hash = hashlib.sha256(f"{self.hash} with log-probs".encode()).hexdigest()
         self.hidden_size = int(hf.hidden_size) + 2 * logprob_features
         self.model = build_model(hf, parallel, dtype, None if layer == -1 else layer, final_norm=layer == -1)
         self.model.to(parallel.device).eval().requires_grad_(False)
         load(self.model, hf, parallel, weights, source="discriminator.trunk")
+        self._offload = Offload(self.model.parameters)
+        self._rest()
+
+    def _rest(self) -> None:
+        if self.parallel.offload:
+            self._offload.out()
 
     def sentence_states(self, prompts: list[list[int]], responses: list[list[int]], cu_sents: list[Tensor]) -> Tensor:
         """Features of every sentence, [sum of sentences, hidden_size], on every rank of the replica.
@@ -143,8 +153,10 @@ class FrozenModel:
     def logprobs(self, batches: list[TokenBatch]) -> list[Tensor]:
         """[T] log-probs of each batch's targets."""
         assert self.layer == -1, "a trunk that ends at an inner layer has no head"
+        self._offload.back()
         head = self.model.head_weight
         parts = head_outputs([self.model], head, batches, self.parallel, self.hf.vocab_size, entropy=False)
+        self._rest()
         return [logprob for logprob, _ in parts]
 
     def _outputs(
@@ -159,7 +171,9 @@ class FrozenModel:
 
             return head
 
+        self._offload.back()
         outputs = run_schedule([self.model], batches, self.parallel, output_of, forward_only=True)
+        self._rest()
         if self.parallel.pipeline == 1:
             return outputs
         results: list[tuple[Tensor, Tensor | None]] = []

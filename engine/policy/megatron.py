@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from aapa.batch import TokenBatch
 from aapa.engine.policy.head import head_loss
 from aapa.engine.policy.model import PolicyModel, build_chunks
+from aapa.engine.policy.offload import Offload
 from aapa.engine.policy.optimizer import Adam, AdamSettings
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.policy.schedule import head_outputs, run_schedule
@@ -70,6 +71,7 @@ class MegatronPolicy:
             waits = [part.no_sync for part in self.ddp]
             config.no_sync_func = waits if parallel.virtual > 1 else waits[0]
         self.optimizer: Adam | None = None
+        self._offload = Offload(list)
 
     @property
     def model(self) -> PolicyModel:
@@ -79,8 +81,11 @@ class MegatronPolicy:
 
     def start_stage(self, settings: AdamSettings) -> None:
         """A fresh optimizer."""
+        self.wake()
         self.optimizer = None
         self.optimizer = Adam(self.ddp, settings, self.dtype, self.parallel, self.settings)
+        self._offload = Offload(self.optimizer.tensors)
+        self.rest()
 
     def train_step(self, batches: list[TokenBatch], objective: Objective, learning_rate: float) -> UpdateResult:
         """One optimizer step on this replica's micro-batches of the global batch."""
@@ -94,6 +99,7 @@ class MegatronPolicy:
         Args:
             everywhere: on every rank that holds the parameter, also where the distributed optimizer needs it on one.
         """
+        self.wake()
         for part in self.ddp:
             part.train()
             part.zero_grad_buffer()
@@ -110,6 +116,21 @@ class MegatronPolicy:
         outputs = run_schedule(self.ddp, batches, self.parallel, loss_of, forward_only=False, everywhere=everywhere)
         return self._global_sums(outputs)
 
+    def rest(self) -> None:
+        """Until the next update: with `offload`, optimizer states move to the host, and gradients are dropped."""
+        if self.parallel.offload:
+            self._offload.out()
+            for part in self.ddp:
+                for buffer in part.buffers:
+                    buffer.offload_to_cpu(move_params=False, move_grads=True)
+
+    def wake(self) -> None:
+        """Undo `rest`; every method that needs to does so by itself."""
+        self._offload.back()
+        for part in self.ddp:
+            for buffer in part.buffers:
+                buffer.reload_from_cpu(move_params=False, move_grads=True)
+
     @torch.no_grad()
     def logprobs(self, batches: list[TokenBatch], entropy: bool = False) -> list[tuple[Tensor, Tensor | None]]:
         """Per batch ([T] log-probs of the targets, [T] entropies or None), on every rank of the replica."""
@@ -125,17 +146,20 @@ class MegatronPolicy:
     def load_weights(self, weights: Mapping[str, Tensor], source: str = "weights") -> None:
         load(self.chunks, self.hf, self.parallel, weights, source=source)
         if self.optimizer is not None:
+            self.wake()
             self.optimizer.reload()
 
     def moments(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """What the optimizer keeps (one of its `names`) under the Hugging Face names of the parameters."""
         optimizer = self.optimizer
         assert optimizer is not None and name in optimizer.names
+        self.wake()
         return stream(self.chunks, self.hf, self.parallel, lambda parameter: optimizer.whole_moment(parameter, name))
 
     def load_moments(self, name: str, values: Mapping[str, Tensor], source: str = "optimizer") -> None:
         optimizer = self.optimizer
         assert optimizer is not None and name in optimizer.names
+        self.wake()
         load(
             self.chunks,
             self.hf,

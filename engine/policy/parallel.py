@@ -29,6 +29,7 @@ class Parallel:
         gradient_group: ranks with the same weights, over which gradients are summed; data x context.
         sequence: whether norms and residuals are split by tokens over the tensor-parallel ranks.
         virtual: model chunks per pipeline stage (interleaved schedule).
+        offload: whether frozen models and optimizer states wait in the host's memory while they are not needed.
     """
 
     tensor: int
@@ -48,6 +49,7 @@ class Parallel:
     gradient_group: dist.ProcessGroup
     sequence: bool = False
     virtual: int = 1
+    offload: bool = False
 
     @property
     def rank(self) -> int:
@@ -138,6 +140,7 @@ def start(
     context: int = 1,
     sequence: bool = False,
     virtual: int = 1,
+    offload: bool = False,
 ) -> Parallel:
     """Join the job that torchrun started (or a job of one process) and cut it into groups.
 
@@ -179,6 +182,7 @@ def start(
         gradient_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         sequence=sequence,
         virtual=virtual,
+        offload=offload,
     )
 
 

@@ -43,8 +43,8 @@ class ModelTable(Table):
 
     source: Text = "scratch"
     """"scratch", a Hugging Face directory, or OWNER/NAME[@REVISION] on the hub, whose config.json decides the shape."""
-    dtype: Literal["float32"] = "float32"
-    """Type of parameters, activations and gradients."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters and activations; with bfloat16, gradients and the weights that are updated stay float32."""
     hidden_size: Count = 160
     """Width of the residual stream."""
     intermediate_size: Count = 448
@@ -91,6 +91,8 @@ class ParallelTable(Table):
     """Reduces gradients during the backward pass; with distributed_optimizer, gathers weights during the forward."""
     recompute: Literal["none", "selective", "full"] = Field("none", json_schema_extra=CHANGEABLE)
     """Activations computed again in the backward pass: those of the core attention (selective), or of whole layers."""
+    offload: bool = Field(False, json_schema_extra=CHANGEABLE)
+    """Optimizer states, gradients and frozen models leave the GPU in phases of a step that do not need them."""
     micro_batch_tokens: Count = Field(8192, json_schema_extra=CHANGEABLE)
     """The memory knob: most tokens of one forward and backward pass. Does not change the loss."""
     timeout_seconds: Count = Field(600, json_schema_extra=CHANGEABLE)

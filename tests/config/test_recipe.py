@@ -90,7 +90,7 @@ def test_the_valid_recipe(valid: dict[str, Any]) -> None:
             "name: expected letters, digits, '.', '_' and '-', a letter or digit first, got 'a/b'",
         ),
         ("seed", -1, "seed: expected a number of at least 0, got -1"),
-        ("model.dtype", "fp16", "model.dtype: expected 'float32', got 'fp16'"),
+        ("model.dtype", "fp16", "model.dtype: expected 'float32' or 'bfloat16', got 'fp16'"),
         ("stages", [], "stages: expected at least 1 of them, got []"),
         ("stages.1.steps", 0, "stages.1.steps: expected a number of at least 1, got 0"),
         ("stages.1.learning_rate", 0, "stages.1.learning_rate: expected a number above 0, got 0"),

@@ -98,3 +98,24 @@ def test_every_layout_trains_the_same_policy(layout, alone, tmp_path):
         torch.testing.assert_close(got[name], weight, rtol=0, atol=2e-3, msg=name)
     summaries = [json.loads((place / "summary.json").read_text()) for place in (out, alone)]
     assert summaries[0][-1]["pass_rate"] == summaries[1][-1]["pass_rate"]
+
+
+def test_two_replicas_of_two_ranks_train_twenty_steps_with_rollouts_of_their_own(tmp_path):
+    """TP2 x DP2 with all that saves memory, and one process with the same engine."""
+    outs = {}
+    for name, processes, keys in (
+        ("alone", 1, []),
+        ("layout", 4, ["--parallel.tensor", "2", "--parallel.sequence", "true", "--parallel.recompute", "full"]),
+    ):
+        (tmp_path / name).mkdir()
+        keys += ["--parallel.distributed_optimizer", "true"] if processes > 1 else []
+        more = ["--rollout.engine", "megatron", "--stages.rl.steps", "6"]
+        outs[name] = run(tmp_path / name, processes, *keys, *more)
+    rows, expected = (
+        [row for row in read_metrics(outs[name]) if row["kind"] == "train"] for name in ("layout", "alone")
+    )
+    assert len(rows) == len(expected) == 20
+    for row, want in zip(rows, expected, strict=True):
+        for figure in ("loss/total", "response/length", "reward/mean"):
+            if figure in want:
+                assert row[figure] == pytest.approx(want[figure], rel=2e-3, abs=2e-4), (row["stage"], row["step"])
