@@ -153,7 +153,8 @@ def limits(case: Case, device: torch.device) -> dict[str, Candidate]:
     if case.flops is not None:
         size = matrix_size(device)
         dtype = getattr(torch, case.dtype)
-        left, right = (torch.zeros(size, size, dtype=dtype, device=device) for _ in range(2))
+        # Not zeros: a GPU multiplies those faster.
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         found["matmul"] = Candidate("matmul", lambda: left @ right)
     return found
 

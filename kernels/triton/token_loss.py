@@ -41,11 +41,11 @@ def surrogate(
         value, in_ratio, own = -clipped * advantage * logp, zero, -clipped * advantage
     else:
         slope = ratio * advantage
-        clipped_slope = tl.where((ratio >= low) & (ratio <= high), slope, 0.0)
+        clipped_slope = tl.where((ratio < low) | (ratio > high), 0.0, slope)
         plain, plain_slope = slope, slope
         if delta is not None:
             plain = tl.where(ratio > delta, delta, ratio) * advantage
-            plain_slope = tl.where(ratio <= delta, slope, 0.0)
+            plain_slope = tl.where(ratio > delta, 0.0, slope)
         other = clipped * advantage
         even = 0.5 * (plain_slope + clipped_slope)
         chosen = tl.where(plain < other, plain_slope, tl.where(plain > other, clipped_slope, even))

@@ -158,6 +158,16 @@ def test_error_of_the_head_is_no_larger_than_the_references(dtype):
         assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm() + 1e-6 * exact.norm()
 
 
+def test_hidden_states_that_are_not_finite_are_seen():
+    hidden_TD, weight_VD, fields = head(6, 4, 9, 1)
+    for bad in (float("nan"), float("inf")):
+        hidden_TD[2, 1] = bad
+        loss, hidden_grad, weight_grad, _ = outcome(hidden_TD, weight_VD, fields, SPECS["clip"], backend="triton")
+        assert not torch.isfinite(loss)
+        assert not torch.isfinite(hidden_grad[2]).any()
+        assert not torch.isfinite(weight_grad).all()
+
+
 def test_main_grad_and_a_loss_of_ones_own():
     hidden_TD, weight_VD, fields = head(40, 6, 11, 4)
     spec = dataclasses.replace(SPECS["clip"], custom_loss=lambda logp, entropy, f: f.advantage_T * logp - 0.1 * entropy)

@@ -95,6 +95,18 @@ def test_positions_without_weight_may_hold_anything():
     assert_same(logprob_T, entropy_T, fields, TokenLossSpec())
 
 
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_a_log_prob_that_is_not_finite_is_seen_in_loss_and_gradient(name):
+    """Clipping must not turn it into a bound: training would go on with it."""
+    logprob_T, _, fields = token_fields(20, 8, 0.0)
+    logprob_T[3], fields.sequence_T[3] = float("nan"), 1
+    for weight in ("rl_weight_T", "adv_weight_T", "kl_weight_T"):
+        others = {f"{other}_weight_T": None for other in ("rl", "adv", "kl", "sft") if f"{other}_weight_T" != weight}
+        loss, grad, _ = outcome(policy_loss, logprob_T, None, dataclasses.replace(fields, **others), SPECS[name])
+        assert loss.isnan()
+        assert grad[3].isnan()
+
+
 def test_a_loss_of_ones_own_beside_the_others():
     logprob_T, entropy_T, fields = token_fields(50, 6, 0.3)
     weight_T = (torch.arange(50, device=DEVICE) % 3 == 0).double()
