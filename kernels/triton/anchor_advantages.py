@@ -204,49 +204,19 @@ def anchor_advantages(
     )
     # Triton has no pointers to bool.
     anchored = [None if x is None else x.to(score_S.device, torch.int8).contiguous() for x in (anchored_N, anchored_S)]
+    sentence_data = (score_S, cu_sents, cu_seqlens, *anchored)
     first_N, fault_N = score_S.new_zeros(2, responses, dtype=torch.int32)
     total_N, weight_N = score_S.new_empty(2, responses, dtype=torch.float64)
-    numbers = (float(mean), float(std), float(clip))
+    calibration = (steps(sentences), float(mean), float(std), float(clip))
     options = {"num_warps": WARPS, **FUSED}
-    _anchor_sums[(responses,)](
-        score_S,
-        cu_sents,
-        cu_seqlens,
-        *anchored,
-        first_N,
-        total_N,
-        weight_N,
-        fault_N,
-        sentences,
-        steps(sentences),
-        *numbers,
-        BY_SEQUENCE=aggregation == "grpo",
-        BLOCK=SENTENCES,
-        **options,
-    )
+    sums = (first_N, total_N, weight_N, fault_N, sentences, *calibration)
+    by_sequence = aggregation == "grpo"
+    _anchor_sums[(responses,)](*sentence_data, *sums, BY_SEQUENCE=by_sequence, BLOCK=SENTENCES, **options)
+    return_S = score_S.new_empty(sentences, dtype=torch.float64) if credit == "return" else None
+    group_data = (reward_N, group_N, first_N, total_N, weight_N, return_S, advantage_T, anchor_T)
+    numbers = (responses, sentences, *calibration, float(discount), float(eps))
     _anchor_tokens[(responses,)](
-        score_S,
-        cu_sents,
-        cu_seqlens,
-        *anchored,
-        reward_N,
-        group_N,
-        first_N,
-        total_N,
-        weight_N,
-        score_S.new_empty(sentences, dtype=torch.float64) if credit == "return" else None,
-        advantage_T,
-        anchor_T,
-        responses,
-        sentences,
-        steps(sentences),
-        *numbers,
-        float(discount),
-        float(eps),
-        SCALE=scale,
-        BLOCK=RESPONSES,
-        TOKENS=TOKENS,
-        **options,
+        *sentence_data, *group_data, *numbers, SCALE=scale, BLOCK=RESPONSES, TOKENS=TOKENS, **options
     )
     # Read last, so that nothing above waits for it.
     if bool(fault_N.any()):
