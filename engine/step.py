@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aapa.batch import BatchCounts, Sequence, TokenBatch
+from aapa.engine.balance import balanced
 from aapa.engine.data import TokenizedExample
 from aapa.engine.figures import FigureSums, step_figures
 from aapa.engine.rollout import sample_seed
@@ -191,7 +192,8 @@ def update(run: Run, stage: StageRun, step: int, sequences: list[Sequence]) -> l
     results = []
     with stage.timed("update"):
         for _ in range(objective.epochs_per_rollout):
-            for part in _minibatches(sequences, objective.updates_per_rollout):
+            for share in _minibatches(sequences, objective.updates_per_rollout):
+                part = balanced(share, run.parallel)
                 mine = BatchCounts.of(part).vector().to(run.parallel.device)
                 counts = BatchCounts.from_vector(run.parallel.sum_over_data(mine))
                 batches = pack(part, budget, objective, counts, step)
