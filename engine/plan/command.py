@@ -88,7 +88,7 @@ def plan_command(
     if json_output:
         print(json.dumps(as_json(plan, best), indent=1))
     else:
-        show(plan, best, Console() if sys.stdout.isatty() else Console(width=100))
+        show(plan, best, Console() if sys.stdout.isatty() else Console(width=120))
 
 
 def _without_rows(table: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ class Gpu:
         bandwidth: of its memory.
         link: to the other GPUs of its machine.
         network: to other machines, its share of the machine's adapters.
+        host: to its host's memory.
     """
 
     name: str
@@ -30,16 +31,18 @@ class Gpu:
     bandwidth: float
     link: float
     network: float
+    host: float
 
 
 # Memory, bandwidth and NVLink: NVIDIA's data sheets "A100 80GB SXM" (2021), "H100 SXM" (2023), "H200 SXM" (2024) and
 # "HGX B200" (2024; 1.44 TB over eight). NVLink is stated as the sum of both directions: 600, 900, 900, 1800 GB/s.
 # Network: the DGX of each generation has an adapter for every GPU, of 200 Gb/s (A100) and 400 Gb/s (others).
+# Host: PCIe of generation 4 (A100) and 5 (others), 16 lanes.
 GPUS = {
-    "a100-80gb": Gpu("A100-80GB", 80e9, PEAKS["A100"], 2.039e12, 300e9, 25e9),
-    "h100-80gb": Gpu("H100-80GB", 80e9, PEAKS["H100"], 3.35e12, 450e9, 50e9),
-    "h200": Gpu("H200", 141e9, PEAKS["H200"], 4.8e12, 450e9, 50e9),
-    "b200": Gpu("B200", 180e9, PEAKS["B200"], 8.0e12, 900e9, 50e9),
+    "a100-80gb": Gpu("A100-80GB", 80e9, PEAKS["A100"], 2.039e12, 300e9, 25e9, 32e9),
+    "h100-80gb": Gpu("H100-80GB", 80e9, PEAKS["H100"], 3.35e12, 450e9, 50e9, 64e9),
+    "h200": Gpu("H200", 141e9, PEAKS["H200"], 4.8e12, 450e9, 50e9, 64e9),
+    "b200": Gpu("B200", 180e9, PEAKS["B200"], 8.0e12, 900e9, 50e9, 64e9),
 }
 
 

@@ -17,7 +17,7 @@ class Layout:
         recompute: what the backward pass computes again: "none", "selective" (the core attention) or "full".
         distributed_optimizer: whether optimizer states are split over data x context.
         overlap: whether gradients are reduced, and parameters gathered, during the passes.
-        offload: whether optimizer states and trunk wait in the host's memory while a phase does not use them.
+        offload: whether optimizer states, gradients and frozen models are off the GPU in phases without use for them.
     """
 
     tensor: int = 1

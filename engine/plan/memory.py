@@ -119,8 +119,11 @@ def rank_memory(hf: PretrainedConfig, layout: Layout, work: Work, stage: StageWo
     if stage.rollouts:
         phases["rollout"] = _rollout(hf, layout, work, stage, state, held, leader)
     if stage.trunk or stage.reference or stage.old_logprobs:
+        # Frozen models come one after the other where they wait in the host's memory.
+        one = min(1, stage.trunk + stage.reference) * state.weights
+        there = {**_without(held, "optimizer", "gradients"), "frozen models": one} if layout.offload else held
         phases["scoring"] = {
-            **_without(held, "optimizer" if layout.offload else None),
+            **there,
             "activations": layer_bytes(hf, layout, tokens, work.width),
             "head": head_bytes(hf, layout, tokens, work.width, gradients=False) if last else 0.0,
         }
@@ -158,7 +161,7 @@ def _rollout(
     held: Mapping[str, float],
     leader: bool,
 ) -> dict[str, float]:
-    found = _without(held, *(("optimizer", "frozen models") if layout.offload else ()))
+    found = _without(held, *(("optimizer", "gradients", "frozen models") if layout.offload else ()))
     _, sequences = work.decoded(stage, layout)
     if work.samples_with(layout) == "transformers":
         # The engine's own copy of the whole model lies on the leader alone.

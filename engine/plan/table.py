@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import PretrainedConfig
 
 from aapa.engine.plan.gpus import PER_NODE, Gpu
+from aapa.engine.plan.layout import Layout
 from aapa.engine.plan.memory import PHASES
 from aapa.engine.plan.model import parameters
 from aapa.engine.plan.search import Choice, overrides
@@ -64,7 +65,7 @@ def _layouts(plan: Plan, best: int) -> Table:
     stage = plan.work.stages[-1].name
     title = f"{len(plan.fitting)} of {plan.searched} layouts fit. GB on the fullest rank, * the peak; times of {stage}"
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    for name in ("layout", "recompute"):
+    for name in ("layout", "saving"):
         table.add_column(name, no_wrap=True)
     for name in (*PHASES, "free", "micro-b.", "bubble", "s/step", "MFU"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -80,7 +81,7 @@ def _layouts(plan: Plan, best: int) -> Table:
         ]
         table.add_row(
             choice.layout.sizes() + suffix,
-            choice.layout.recompute,
+            _saving(choice.layout),
             *figures,
             f"{-choice.excess(plan.gpu) / GB:.1f}",
             str(timing.micro_batches),
@@ -89,6 +90,12 @@ def _layouts(plan: Plan, best: int) -> Table:
             f"{timing.mfu:.0%}",
         )
     return table
+
+
+def _saving(layout: Layout) -> str:
+    """What saves memory at the cost of time, in short."""
+    parts = [f"{layout.recompute} recomp."] if layout.recompute != "none" else []
+    return ", ".join(parts + (["offload"] if layout.offload else [])) or "–"
 
 
 def _detail(plan: Plan, choice: Choice, console: Console) -> None:

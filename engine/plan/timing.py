@@ -36,7 +36,7 @@ class Assumptions:
         measured: what of this was measured, in words.
     """
 
-    matmul: float = 0.75
+    matmul: float = 0.65
     matmul_float32: float = 0.06
     memory: float = 0.8
     link: float = 0.7
@@ -105,6 +105,8 @@ class Clock:
                 forwards * (micro_batches * stage.updates + waiting) * forward * stage.rollouts / stage.sequences
             )
         phases["update"] = update
+        if layout.offload:
+            phases["offloading"] = self._offload_seconds(stage)
         useful = update_flops(self.hf, [stage.length]) * stage.sequences * stage.passes
         return Timing(
             phases,
@@ -182,6 +184,14 @@ class Clock:
             state_bytes(self.hf, self.layout, place, 0, self.work.width) for place in (0, self.layout.pipeline - 1)
         ]
         return max(2 * state.optimizer + state.gradients + 2 * state.weights for state in states) / self.bandwidth
+
+    def _offload_seconds(self, stage: StageWork) -> float:
+        """Optimizer states to the host and back, frozen models back and out again; gradients are dropped."""
+        ends = (0, self.layout.pipeline - 1)
+        states = [state_bytes(self.hf, self.layout, place, 0, self.work.width) for place in ends]
+        frozen = stage.trunk + stage.reference
+        moved = max(2 * (state.optimizer + frozen * state.weights) for state in states)
+        return moved / (self.gpu.host * self.assumed.link)
 
     def _rollout_seconds(self, stage: StageWork) -> float:
         """Prefill, and one pass over weights and cache per token and batch of sequences.
