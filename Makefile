@@ -2,13 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-peers lint typecheck format
+.PHONY: help venv demo test test-slow test-peers test-triton36 lint typecheck format
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS ?= .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
+TRITON36 ?= .venv-triton36
 # The pythons that are tested; a name may exist and not run (version managers), so each is tried.
 PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$name && break; done)
@@ -21,6 +22,7 @@ help:
 	@echo "make test       the tests"
 	@echo "make test-slow  the slow ones"
 	@echo "make test-peers our losses against TRL's and Trinity-RFT's own, in .venv-peers"
+	@echo "make test-triton36  the Triton kernels on the oldest Triton we support, in .venv-triton36"
 	@echo "make lint       ruff and mypy"
 	@echo "make venv       only make .venv"
 
@@ -65,6 +67,15 @@ $(PEERS_STAMP): $(STAMP)
 
 test-peers: $(PEERS_STAMP)
 	$(PEERS)/bin/python -m pytest -m peers tests/peers
+
+# Only a folder that comes before .venv's own Triton.
+$(TRITON36)/triton: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON36) triton==3.6.0
+	touch $@
+
+test-triton36: $(TRITON36)/triton
+	PYTHONPATH=$(TRITON36) $(BIN)/pytest tests/triton
+	PYTHONPATH=$(TRITON36) $(BIN)/python -m benchmarks.kernels.aot_report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
