@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from aapa.kernels import TokenFields, TokenLossSpec, linear_logprob, linear_policy_loss, policy_loss
-from aapa.kernels.chunked.plan import row_chunks
+from aapa.kernels.chunked.plan import MAX_ROWS
 from aapa.kernels.chunked.products import add_product, operand_dtype, product, statistics_dtype
 from benchmarks.harness import Candidate, Case, Options, Row, commit, device_name, measure, print_table, versions
 from benchmarks.kernels.head_problem import HeadProblem, head_problems
@@ -55,11 +55,9 @@ def products(problem: HeadProblem, count: int) -> Callable[[], Any]:
     hidden, weight = problem.hidden_TD, problem.weight_VD
     operand, wide = operand_dtype(hidden, weight), statistics_dtype(hidden)
     total = torch.zeros_like(weight, dtype=wide)
-    like = hidden.new_empty(0, dtype=wide)
 
     def run() -> None:
-        for rows in row_chunks(len(hidden), len(weight), like):
-            part = hidden[rows]
+        for part in hidden.split(MAX_ROWS):
             logits = torch.empty(len(part), len(weight), dtype=wide, device=part.device)
             for _ in range(count - 2):
                 product(part, weight.t(), logits)
@@ -77,10 +75,10 @@ def moved_bytes(problem: HeadProblem) -> int:
 
 
 def moving(problem: HeadProblem) -> Callable[[], Any]:
-    size = moved_bytes(problem) // 2 // len(problem.hidden_TD) * min(len(problem.hidden_TD), 4096)
+    size = moved_bytes(problem) // 2 // len(problem.hidden_TD) * min(len(problem.hidden_TD), MAX_ROWS)
     source = torch.empty(max(1, size), dtype=torch.uint8, device=problem.hidden_TD.device).random_()
     target = torch.empty_like(source)
-    times = -(-len(problem.hidden_TD) // 4096)
+    times = -(-len(problem.hidden_TD) // MAX_ROWS)
     return lambda: [target.copy_(source) for _ in range(times)]
 
 
