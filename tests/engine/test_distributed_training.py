@@ -105,10 +105,13 @@ def test_two_replicas_of_two_ranks_train_twenty_steps_with_rollouts_of_their_own
     outs = {}
     for name, processes, keys in (
         ("alone", 1, []),
-        ("layout", 4, ["--parallel.tensor", "2", "--parallel.sequence", "true", "--parallel.recompute", "full"]),
+        ("layout", 4, ["--parallel.tensor", "2"]),
     ):
         (tmp_path / name).mkdir()
-        keys += ["--parallel.distributed_optimizer", "true"] if processes > 1 else []
+        if processes > 1:
+            flags = ("sequence", "distributed_optimizer", "overlap", "offload")
+            keys += [word for flag in flags for word in (f"--parallel.{flag}", "true")]
+            keys += ["--parallel.recompute", "full"]
         more = ["--rollout.engine", "megatron", "--stages.rl.steps", "6"]
         outs[name] = run(tmp_path / name, processes, *keys, *more)
     rows, expected = (
