@@ -72,7 +72,7 @@ def test_a_rollout_needs_the_cache_and_little_else(parallel):
 def check_rollout_bytes(found: dict[str, list[int]]) -> None:
     (few, few_cache), (many, many_cache) = found["4"], found["8"]
     assert few >= few_cache, "the measurement must see the cache"
-    # Beside the cache there is one layer's work at a time: twice the layers take twice the cache, and no more than a few
+    # Beside the cache there is one layer's work at a time: twice the layers take twice the cache, and no more than some
     # kilobytes of hidden states (a stage of one layer holds fewer at a time than one of two).
     assert many - few <= 1.03 * (many_cache - few_cache)
     assert many - many_cache <= 0.6 * many_cache
