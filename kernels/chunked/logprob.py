@@ -14,9 +14,9 @@ from torch.distributed import ProcessGroup
 
 from aapa.kernels.chunked.glue import Glue, RowTerms, finish
 from aapa.kernels.chunked.gradients import Gradients
-from aapa.kernels.chunked.plan import gradient_rows, row_chunks
-from aapa.kernels.chunked.products import product
+from aapa.kernels.chunked.plan import Plan, gradient_rows
 from aapa.kernels.chunked.shard import Shard
+from aapa.kernels.chunked.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class _LinearLogprob(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         shard = Shard(hidden_TD, weight_VD, layout.vocab_size, layout.group)
         whole_TD = shard.whole_rows(hidden_TD, layout.sequence_parallel)
-        logprob_T, entropy_T, lse_T = statistics(layout.glue, shard, whole_TD.to(shard.operand), target_T, scale_T)
+        plan = Plan.of("fast", len(whole_TD), shard.rows, whole_TD.new_empty(0, dtype=shard.dtype))
+        logprob_T, entropy_T, lse_T = statistics(
+            layout.glue, shard, plan, whole_TD.to(shard.operand), target_T, scale_T
+        )
         ctx.save_for_backward(whole_TD, weight_VD, target_T, scale_T, lse_T, entropy_T)
         ctx.layout, ctx.dtype = layout, hidden_TD.dtype
         ctx.set_materialize_grads(False)
@@ -49,9 +52,12 @@ class _LinearLogprob(torch.autograd.Function):
         rows_R = gradient_rows(logprob_grad_T, entropy_grad_T)
         terms = RowTerms(target_T, scale_T, lse_T, entropy_T, logprob_grad_T, entropy_grad_T)
         hidden_RD = whole_TD if rows_R is None else whole_TD[rows_R]
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        gradients = Gradients(shard, len(whole_TD), rows_R, need_hidden, need_weight, None, layout.sequence_parallel)
-        make_again(layout.glue, shard, hidden_RD.to(shard.operand), terms.at(rows_R), gradients)
+        plan = Plan.of("fast", len(hidden_RD), shard.rows, lse_T)
+        needed: tuple[bool, bool] = ctx.needs_input_grad[:2]
+        gradients = Gradients(
+            shard, len(whole_TD), rows_R, *needed, None, layout.sequence_parallel, shard.count(plan.columns)
+        )
+        make_again(layout.glue, shard, plan, hidden_RD.to(shard.operand), terms.at(rows_R), gradients)
         hidden_grad = gradients.hidden_gradient()
         weight_grad = gradients.weight_gradient()
         return (
@@ -64,32 +70,28 @@ class _LinearLogprob(torch.autograd.Function):
 
 
 def statistics(
-    glue: Glue, shard: Shard, hidden_TD: Tensor, target_T: Tensor, scale_T: Tensor | None
+    glue: Glue, shard: Shard, plan: Plan, hidden_TD: Tensor, target_T: Tensor, scale_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-prob, entropy, log-sum-exp) of all rows, [T] each."""
-    block = shard.block()
-    stats_4T = hidden_TD.new_empty(4, hidden_TD.shape[0], dtype=shard.dtype)
-    logits: Tensor | None = None
-    for rows in row_chunks(hidden_TD.shape[0], shard.rows, stats_4T):
-        if logits is None:
-            logits = stats_4T.new_empty(rows.stop - rows.start, shard.real)
-        logits_RV = product(hidden_TD[rows], block.weight_VD.t(), logits[: rows.stop - rows.start])
-        scale = None if scale_T is None else scale_T[rows]
-        stats_4T[:, rows] = shard.merged(glue.statistics(logits_RV, block.columns(target_T[rows]), scale))
+    """(log-prob, entropy, log-sum-exp) of all rows, [T] each; logits live for one block only."""
+    stats_4T = hidden_TD.new_empty(4, len(hidden_TD), dtype=shard.dtype)
+    tiles = Tiles(shard, plan, len(hidden_TD), keep=False)
+    for rows in plan.chunks(len(hidden_TD)):
+        scale_R = None if scale_T is None else scale_T[rows]
+        stats_4T[:, rows] = tiles.statistics(glue, hidden_TD[rows], target_T[rows], scale_R)
     return finish(stats_4T)
 
 
-def make_again(glue: Glue, shard: Shard, hidden_RD: Tensor, terms: RowTerms, gradients: Gradients) -> None:
+def make_again(glue: Glue, shard: Shard, plan: Plan, hidden_RD: Tensor, terms: RowTerms, gradients: Gradients) -> None:
     """Logits of rows again, and with them dHidden and dWeight."""
-    block = shard.block()
-    logits: Tensor | None = None
-    for rows in row_chunks(hidden_RD.shape[0], shard.rows, terms.lse_R):
-        if logits is None:
-            logits = terms.lse_R.new_empty(rows.stop - rows.start, shard.real)
-        logits_RV = product(hidden_RD[rows], block.weight_VD.t(), logits[: rows.stop - rows.start])
+    tiles = Tiles(shard, plan, len(hidden_RD), keep=False)
+    for rows in plan.chunks(len(hidden_RD)):
         part = terms.at(rows)
-        grad_RV = glue.gradient(logits_RV, block.columns(part.target_R), part, shard.operand)
-        gradients.add(block, grad_RV, hidden_RD[rows], rows)
+        gradients.begin(rows)
+        for block in shard.blocks(plan.columns):
+            logits_RV = tiles.logits(hidden_RD[rows], block)
+            grad_RV = glue.gradient(logits_RV, block.columns(part.target_R), part, shard.operand)
+            gradients.add(block, grad_RV, hidden_RD[rows])
+        gradients.end()
 
 
 def linear_logprob(

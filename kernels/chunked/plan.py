@@ -6,6 +6,8 @@ Shape legend: T tokens of the micro-batch, R rows that are worked on.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from aapa.kernels.fields import COMPONENTS, TokenFields, TokenLossSpec
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 5 << 29}
 MAX_ROWS = 4096
 MIN_ROWS = 128
+# Bytes of a block of a chunk's logits. On a CPU what lies between the products is as fast as memory, and a block stays
+# in the second-level cache; a GPU does the whole chunk at once.
+BLOCK_BYTES = {"cpu": 1 << 21}
 LEAN_BYTES = {"cpu": 1 << 25, "cuda": 200_000_000}
 MIN_COLUMNS = 128
 # Rows without gradient are left out of the two products of the backward pass where fewer than this share has any.
@@ -52,16 +57,40 @@ def _indices(chosen: Tensor, below: float) -> Tensor | None:
     return indices if len(indices) < below * len(chosen) else None
 
 
-def row_chunks(rows: int, columns: int, like: Tensor) -> Iterator[slice]:
-    """Slices of nearly equal size whose logits fit the budget of the device of `like`, in its dtype."""
-    budget = CHUNK_BYTES.get(like.device.type, CHUNK_BYTES["cuda"])
-    most = min(MAX_ROWS, max(MIN_ROWS, budget // max(1, columns * like.itemsize)))
-    count = -(-rows // most)
-    size = -(-rows // max(1, count))
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, max(1, size)))
+@dataclass(frozen=True)
+class Plan:
+    """How logits are cut: chunks of rows, and blocks of the vocabulary in each of them.
+
+    Attributes:
+        rows: of a chunk.
+        columns: of a block; None for all of this rank's.
+    """
+
+    rows: int
+    columns: int | None
+
+    @classmethod
+    def of(cls, mode: Literal["fast", "lean"], rows: int, vocab: int, like: Tensor) -> Plan:
+        """The plan for so many rows and so large a vocabulary (of a rank, the same on each), in the dtype of `like`.
+
+        "fast": chunks of nearly equal size that fit the budget of the device; "lean": all rows at once, and blocks of
+        the vocabulary that fit.
+        """
+        if mode == "lean":
+            return cls(max(1, rows), _columns(LEAN_BYTES, rows, like))
+        most = min(MAX_ROWS, max(MIN_ROWS, _budget(CHUNK_BYTES, like) // max(1, vocab * like.itemsize)))
+        count = max(1, -(-rows // most))
+        size = max(1, -(-rows // count))
+        return cls(size, _columns(BLOCK_BYTES, size, like) if like.device.type in BLOCK_BYTES else None)
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        return (slice(start, min(start + self.rows, rows)) for start in range(0, rows, self.rows))
 
 
-def block_columns(rows: int, like: Tensor) -> int:
-    """Vocabulary rows of a block in lean mode."""
-    budget = LEAN_BYTES.get(like.device.type, LEAN_BYTES["cuda"])
-    return max(MIN_COLUMNS, budget // max(1, rows * like.itemsize) // MIN_COLUMNS * MIN_COLUMNS)
+def _budget(budgets: dict[str, int], like: Tensor) -> int:
+    kind = like.device.type
+    return budgets[kind if kind in budgets else "cuda"]
+
+
+def _columns(budgets: dict[str, int], rows: int, like: Tensor) -> int:
+    return max(MIN_COLUMNS, _budget(budgets, like) // max(1, rows * like.itemsize) // MIN_COLUMNS * MIN_COLUMNS)

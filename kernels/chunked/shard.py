@@ -70,10 +70,15 @@ class Shard:
         end = self.real if end is None else end
         return VocabBlock(self.weight_VD[begin:end].to(self.operand), begin, self.first + begin)
 
-    def blocks(self, size: int) -> Iterator[VocabBlock]:
-        """All rows in blocks of at most `size`; one empty block where this rank holds padding only."""
+    def blocks(self, size: int | None) -> Iterator[VocabBlock]:
+        """All rows in blocks of at most `size`, in one for None; one empty block where this rank holds padding only."""
+        size = max(self.real, 1) if size is None else size
         for begin in range(0, max(self.real, 1), size):
             yield self.block(begin, min(begin + size, self.real))
+
+    def count(self, size: int | None) -> int:
+        """Number of those blocks."""
+        return 1 if size is None else -(-max(self.real, 1) // size)
 
     def merged(self, stats_4R: Tensor) -> Tensor:
         """Row statistics over the whole vocabulary: one all-gather of 4 numbers per row, merged in order of rank."""
