@@ -54,7 +54,17 @@ def extension() -> dict[str, Any]:
     headers = sorted(str(path.relative_to(ROOT)) for kind in ("*.h", "*.inc") for path in (ROOT / "csrc").glob(kind))
     # Units for newer processors switch their instructions on themselves: one set of flags runs everywhere.
     flags = ["-O3", "-std=c++20"]
-    module = CppExtension("aapa.kernels._C", sources, depends=headers, extra_compile_args=flags, optional=True)
+    # at::parallel_for is a template: built without OpenMP it runs on one thread, and says nothing. The loader gives the
+    # extension the libgomp that torch has loaded, so torch.set_num_threads holds for both.
+    threads = ["-fopenmp"] if sys.platform == "linux" else []
+    module = CppExtension(
+        "aapa.kernels._C",
+        sources,
+        depends=headers,
+        extra_compile_args=[*flags, *threads],
+        extra_link_args=threads,
+        optional=True,
+    )
     return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuild}}
 
 

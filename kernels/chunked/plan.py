@@ -15,13 +15,11 @@ from torch import Tensor
 from aapa.kernels.fields import COMPONENTS, TokenFields, TokenLossSpec
 
 # Bytes of one chunk's logits. On a GPU chunks of 4096 rows keep the read-modify-write of a float32 dWeight small beside
-# the products; on a CPU products are as fast with few rows, whose logits the last-level cache may still hold.
-CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 5 << 29}
+# the products. On a CPU products are as fast with few rows, and memory below 32 MiB is kept by glibc between calls,
+# which spares the page faults.
+CHUNK_BYTES = {"cpu": 30 << 20, "cuda": 5 << 29}
 MAX_ROWS = 4096
 MIN_ROWS = 128
-# Bytes of a block of a chunk's logits. On a CPU what lies between the products is as fast as memory, and a block stays
-# in the second-level cache; a GPU does the whole chunk at once.
-BLOCK_BYTES = {"cpu": 1 << 21}
 LEAN_BYTES = {"cpu": 1 << 25, "cuda": 200_000_000}
 MIN_COLUMNS = 128
 # Rows without gradient are left out of the two products of the backward pass where fewer than this share has any.
@@ -73,15 +71,15 @@ class Plan:
     def of(cls, mode: Literal["fast", "lean"], rows: int, vocab: int, like: Tensor) -> Plan:
         """The plan for so many rows and so large a vocabulary (of a rank, the same on each), in the dtype of `like`.
 
-        "fast": chunks of nearly equal size that fit the budget of the device; "lean": all rows at once, and blocks of
-        the vocabulary that fit.
+        "fast": chunks of nearly equal size that fit the budget of the device, each with the whole vocabulary; "lean":
+        all rows at once, and blocks of the vocabulary that fit.
         """
         if mode == "lean":
             return cls(max(1, rows), _columns(LEAN_BYTES, rows, like))
         most = min(MAX_ROWS, max(MIN_ROWS, _budget(CHUNK_BYTES, like) // max(1, vocab * like.itemsize)))
         count = max(1, -(-rows // most))
         size = max(1, -(-rows // count))
-        return cls(size, _columns(BLOCK_BYTES, size, like) if like.device.type in BLOCK_BYTES else None)
+        return cls(size, None)
 
     def chunks(self, rows: int) -> Iterator[slice]:
         return (slice(start, min(start + self.rows, rows)) for start in range(0, rows, self.rows))

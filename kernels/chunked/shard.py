@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -65,16 +66,22 @@ class Shard:
         self.real = max(0, min(rows, vocab_size - first))
         self.weight_VD = weight_VD.detach()
 
-    def block(self, begin: int = 0, end: int | None = None) -> VocabBlock:
-        """Rows from `begin` to `end`; all by default."""
-        end = self.real if end is None else end
-        return VocabBlock(self.weight_VD[begin:end].to(self.operand), begin, self.first + begin)
+    def block(self) -> VocabBlock:
+        """All rows; where the products read another dtype they are cast once."""
+        return self._whole
+
+    @cached_property
+    def _whole(self) -> VocabBlock:
+        return VocabBlock(self.weight_VD[: self.real].to(self.operand), 0, self.first)
 
     def blocks(self, size: int | None) -> Iterator[VocabBlock]:
         """All rows in blocks of at most `size`, in one for None; one empty block where this rank holds padding only."""
-        size = max(self.real, 1) if size is None else size
-        for begin in range(0, max(self.real, 1), size):
-            yield self.block(begin, min(begin + size, self.real))
+        if size is None or size >= self.real:
+            yield self._whole
+            return
+        for begin in range(0, self.real, size):
+            part_VD = self.weight_VD[begin : min(begin + size, self.real)]
+            yield VocabBlock(part_VD.to(self.operand), begin, self.first + begin)
 
     def count(self, size: int | None) -> int:
         """Number of those blocks."""

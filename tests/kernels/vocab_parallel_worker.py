@@ -21,7 +21,6 @@ from aapa.kernels.chunked import plan
 # Chunks and blocks so small that loops go round.
 plan.MIN_ROWS, plan.MIN_COLUMNS = 8, 4
 plan.CHUNK_BYTES["cpu"] = plan.LEAN_BYTES["cpu"] = 1
-plan.BLOCK_BYTES["cpu"] = 8 * 8 * 12
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> None:
