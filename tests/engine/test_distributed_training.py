@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -65,15 +66,27 @@ objective = { kind = "grpo", group_size = 2, beta = 0.05, updates_per_rollout = 
 COLLECTIVE = ("loss/", "reward/", "anchor/mean", "policy/", "response/length", "eval/", "optim/")
 
 
-def run(folder: Path, processes: int, *overrides: str) -> Path:
+def run(folder: Path, processes: int, *overrides: str, nodes: int = 1) -> Path:
+    """Train on one machine, or on this one as several: an agent of torchrun each, over loopback."""
     (folder / "recipe.toml").write_text(RECIPE)
     out = folder / "run"
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "aapa.engine", "train", str(folder / "recipe.toml")]
-    command += ["--output", str(out), *overrides]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    agents = []
+    for node in range(nodes):
+        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+        command += [f"--nnodes={nodes}", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command += ["-m", "aapa.engine", "train", str(folder / "recipe.toml"), "--output", str(out), *overrides]
+        log = (folder / f"node-{node}.log").open("w")
+        agents.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+    try:
+        codes = [agent.wait(timeout=400) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert codes == [0] * nodes, "".join((folder / f"node-{node}.log").read_text()[-5000:] for node in range(nodes))
     return out
 
 
@@ -100,23 +113,16 @@ def test_every_layout_trains_the_same_policy(layout, alone, tmp_path):
     assert summaries[0][-1]["pass_rate"] == summaries[1][-1]["pass_rate"]
 
 
-def test_two_replicas_of_two_ranks_train_twenty_steps_with_rollouts_of_their_own(tmp_path):
-    """TP2 x DP2 with all that saves memory, and one process with the same engine."""
-    outs = {}
-    for name, processes, keys in (
-        ("alone", 1, []),
-        ("layout", 4, ["--parallel.tensor", "2"]),
-    ):
+def test_two_nodes_train_twenty_steps_with_rollouts_of_their_own(tmp_path):
+    """TP2 x DP2 on two nodes, with all that saves memory, against one process with the same engine."""
+    for name in ("alone", "nodes"):
         (tmp_path / name).mkdir()
-        if processes > 1:
-            flags = ("sequence", "distributed_optimizer", "overlap", "offload")
-            keys += [word for flag in flags for word in (f"--parallel.{flag}", "true")]
-            keys += ["--parallel.recompute", "full"]
-        more = ["--rollout.engine", "megatron", "--stages.rl.steps", "6"]
-        outs[name] = run(tmp_path / name, processes, *keys, *more)
-    rows, expected = (
-        [row for row in read_metrics(outs[name]) if row["kind"] == "train"] for name in ("layout", "alone")
-    )
+    more = ["--rollout.engine", "megatron", "--stages.rl.steps", "6"]
+    flags = ("sequence", "distributed_optimizer", "overlap", "offload")
+    keys = [word for flag in flags for word in (f"--parallel.{flag}", "true")]
+    keys += ["--parallel.tensor", "2", "--parallel.recompute", "full"]
+    outs = run(tmp_path / "nodes", 2, *more, *keys, nodes=2), run(tmp_path / "alone", 1, *more)
+    rows, expected = ([row for row in read_metrics(out) if row["kind"] == "train"] for out in outs)
     assert len(rows) == len(expected) == 20
     for row, want in zip(rows, expected, strict=True):
         for figure in ("loss/total", "response/length", "reward/mean"):

@@ -15,10 +15,10 @@ import rollout_case
 import tiny
 
 # processes, tensor, pipeline, further keys
-LAYOUTS = {"tensor and sequence, pipeline": (4, 2, 2, "sequence=true")}
+LAYOUTS = {"pipeline": (2, 1, 2)}
 MORE = {
     "tensor": (2, 2, 1),
-    "pipeline": (2, 1, 2),
+    "tensor and sequence, pipeline": (4, 2, 2, "sequence=true"),
     "interleaved": (2, 1, 2, "virtual=2"),
     "context": (2, 1, 1, "context=2"),
     "four stages": (4, 1, 4),
