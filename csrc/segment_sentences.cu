@@ -1,7 +1,7 @@
-// Sentence boundaries of packed sequences on a GPU: a thread for each sequence, few of which
-// train at a time and none of which is long beside a training step. A plain C interface and no torch header, so that nvcc alone compiles it; aapa.kernels.native.cuda does, and
-// calls it. Two passes, for the number of sentences is not known before: count, then (after a sum on the host's side)
-// write.
+// Sentence boundaries of packed sequences on a GPU: a thread for each sequence, few of which train at a time and none of
+// which is long beside a training step. A plain C interface and no torch header, so that nvcc alone compiles it;
+// aapa.kernels.native.cuda does, and calls it. Two passes, for the number of sentences is not known before: count, then
+// (after a sum on the host's side) write.
 #include <cstdint>
 #include <cuda_runtime.h>
 

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+def first_anchor(recipe: Recipe) -> Anchor | None:
+    """The anchor of the first stage that has one: all share granularity and span."""
+    anchors = (stage.objective.anchor for stage in recipe.stages)
+    return next((anchor for anchor in anchors if anchor is not None and anchor.active), None)
+
+
 def delimiter_ids(tokenizer: PreTrainedTokenizerFast, anchor: Anchor) -> tuple[int, int] | None:
     """Token ids of `anchor.span`; None where it is "all".
 

@@ -9,9 +9,7 @@ Random numbers need no state: every draw is seeded by what it is for (run seed, 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,11 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import replace_directory
+from aapa.engine.manifest import MANIFEST, file_facts, sync
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
 
 
@@ -69,13 +67,13 @@ def save(
         whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in stream}
         save_file(whole, staging / f"{name}.safetensors")
     (staging / STATE).write_text(json.dumps(state, indent=1, allow_nan=True))
-    manifest = {file.name: _facts(file) for file in sorted(staging.iterdir())}
+    manifest = {file.name: file_facts(file) for file in sorted(staging.iterdir())}
     (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for file in staging.iterdir():
-        _sync(file)
+        sync(file)
     target = folder / f"step-{step:08d}"
     replace_directory(staging, target)
-    _sync(folder)
+    sync(folder)
     # Later steps are of a run that fell back before them because they were damaged.
     others = [path for path in sorted(folder.glob("step-*"), reverse=True) if path != target]
     earlier = [path for path in others if path.name < target.name]
@@ -118,19 +116,6 @@ def _problem(path: Path) -> str | None:
         file = path / name
         if not file.is_file():
             return f"{name}: expected a file, got none"
-        if _facts(file) != expected:
+        if file_facts(file) != expected:
             return f"{name}: expected the size and SHA-256 of the manifest, got others"
     return None if STATE in manifest else f"{STATE}: expected in the manifest, got none"
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,7 @@ from aapa.engine.data_scan import (
 )
 from aapa.engine.errors import UserError
 from aapa.engine.examples import Example
+from aapa.engine.recipe.discriminator_checks import splits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -227,9 +228,7 @@ def _check_discriminator(recipe: Recipe, rows: int) -> None:
     table = recipe.discriminator
     if table is None or table.fit_after is None:
         return
-    prompts = min(table.prompts, rows)
-    held = round(table.held_out * prompts)
-    if min(held, prompts - held) < 2:
+    if not splits(table, min(table.prompts, rows)):
         raise UserError(
             f"data.files: expected more rows: the discriminator wants 2 prompts to be fitted on and 2 held out "
             f"(discriminator.held_out = {table.held_out:g}), got {rows} to train on"

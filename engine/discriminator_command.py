@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from aapa.discriminator.store import RECORD, load_card
+from aapa.engine.anchor_span import first_anchor
 from aapa.engine.console import announce
 from aapa.engine.data import TokenizedExample, tokenized
 from aapa.engine.discriminator_stage import (
@@ -71,7 +72,7 @@ def refresh(recipe: Recipe, run_directory: Path, limits: DriftLimits) -> None:
     Raises:
         UserError: its figures on the current experts are beyond the limits.
     """
-    anchor = next((s.objective.anchor for s in recipe.stages if s.objective.anchor and s.objective.anchor.active), None)
+    anchor = first_anchor(recipe)
     if anchor is None:
         raise UserError("stages: expected an anchored one, whose experts are cached, got none")
     if recipe.discriminator is not None and recipe.discriminator.source and recipe.model.source == "scratch":

@@ -9,7 +9,7 @@ from typing import Any
 from aapa.discriminator import FitMaterial, FitSettings
 from aapa.discriminator.fit import split_material
 from aapa.discriminator.material import anchored_material
-from aapa.engine.anchor_span import delimiter_ids
+from aapa.engine.anchor_span import delimiter_ids, first_anchor
 from aapa.engine.data import Sampler, TokenizedExample, tokenize
 from aapa.engine.recipe import DiscriminatorTable
 from aapa.engine.rollout import sample_seed
@@ -81,8 +81,7 @@ def prompt_key(ids: Sequence[int]) -> str:
 
 def fit_settings(run: Run, table: DiscriminatorTable) -> FitSettings:
     """The recipe's numbers, and granularity and span of the stages that will use them."""
-    anchors = [stage.objective.anchor for stage in run.recipe.stages]
-    anchor = next((a for a in anchors if a is not None and a.active), None)
+    anchor = first_anchor(run.recipe)
     usual: Granularity = "response" if table.kind == "polar" else "sentence"
     numbers: dict[str, Any] = {
         name: getattr(table, name)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from aapa.anchor import Anchor
 from aapa.discriminator import (
@@ -45,10 +45,6 @@ from aapa.engine.score_plots import plot_scores
 from aapa.engine.scoring import ResponseScorer, Scorer, SentenceScorer
 from aapa.kernels import SentenceTable
 from aapa.sentences import build_sentence_table
-
-if TYPE_CHECKING:
-    pass
-
 
 START = "start"
 

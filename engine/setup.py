@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from aapa.engine.anchor_span import check_spans
 from aapa.engine.console import announce
 from aapa.engine.data import Sampler, TokenizedExample, tokenize_corpus, tokenized
 from aapa.engine.data_files import FileTask, check_same_rows, judging_rewards, uses_files
-from aapa.engine.discriminator_stage import check_layer, delimiter_ids, open_scorer
+from aapa.engine.discriminator_stage import check_layer, open_scorer
 from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import Origin, SafetensorsWeights, read_config, read_tokenizer
 from aapa.engine.hub import local_directory
@@ -22,7 +23,7 @@ from aapa.engine.policy.frozen import FrozenModel, model_hash
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.policy.settings import TrainSettings
-from aapa.engine.recipe import ModelTable, ParallelTable, Recipe, StageTable
+from aapa.engine.recipe import ParallelTable, Recipe, StageTable
 from aapa.engine.recipe.checks import checkpoint_problems
 from aapa.engine.recipe.problems import raise_problems
 from aapa.engine.reward_model import open_directory
@@ -30,6 +31,7 @@ from aapa.engine.rewards import FailureWindow, Rewards
 from aapa.engine.rollout import build_engine, chosen_engine
 from aapa.engine.run import DTYPES, Run, StageRun
 from aapa.engine.scoring import Scorer
+from aapa.engine.scratch import scratch_config
 from aapa.engine.tasks import load_task
 
 if TYPE_CHECKING:
@@ -140,13 +142,7 @@ def _check_evaluation(run: Run) -> None:
                 f"evaluation.{field}: expected a prompt for each of the {run.parallel.data} replicas, "
                 f"got {len(data)} in {split!r}"
             )
-    for index, stage in enumerate(run.recipe.stages):
-        anchor = stage.objective.anchor
-        if anchor is not None and anchor.active:
-            try:
-                delimiter_ids(run.tokenizer, anchor)
-            except UserError as error:
-                raise UserError(f"stages.{index}.objective.{error}") from None
+    check_spans(run.recipe, lambda: run.tokenizer)
     table = run.recipe.discriminator
     if table is not None and table.reward_model is not None:
         open_directory(Path(table.reward_model))
@@ -225,26 +221,6 @@ def _reference(run: Run, directory: Path, scorer: Scorer | None) -> FrozenModel:
         run.parallel,
         run.policy.dtype,
         run.recipe.parallel.micro_batch_tokens,
-    )
-
-
-def scratch_config(model: ModelTable, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """A Qwen3 configuration of the recipe's shape, for the tokenizer's vocabulary."""
-    return Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
-        max_position_embeddings=model.max_position_embeddings,
-        tie_word_embeddings=model.tie_word_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        initializer_range=model.initializer_range,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
 
 

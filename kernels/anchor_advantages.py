@@ -62,7 +62,7 @@ def anchor_advantages(
             has b = 0.
         anchored_S: [S] bool, sentences that the anchor speaks of; None means all. Outside of them B = 0.
         eps: added to the standard deviation.
-        backend: "auto" | "reference".
+        backend: "auto" | "triton" | "reference".
 
     Returns:
         (advantage_T, anchor_advantage_T): [T], float32, or float64 for float64 scores.

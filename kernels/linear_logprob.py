@@ -48,7 +48,7 @@ def linear_logprob(
         vocab_size: true vocabulary; rows at or above it are padding and count as minus infinity.
         tp_group: process group over which the vocabulary is split; None for one rank.
         sequence_parallel: `hidden_TD` holds T / ranks rows.
-        backend: "auto" | "native" | "reference".
+        backend: "auto" | "triton" | "native" | "reference".
 
     Returns:
         ([T] log-probs, [T] entropies or None) in float32, float64 for float64 inputs; on every rank of the group.

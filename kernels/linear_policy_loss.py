@@ -48,7 +48,7 @@ def linear_policy_loss(
         sequence_parallel: `hidden_TD` holds T / ranks rows; the fields hold all T.
         mode: "fast" keeps a chunk's logits for its gradient; "lean" is for backends that trade a fourth GEMM for
             less memory; the reference computes both alike.
-        backend: "auto" | "native" | "reference".
+        backend: "auto" | "triton" | "native" | "reference".
 
     Returns:
         The scalar loss, attached to `hidden_TD` and `weight_VD`, and the metrics of `policy_loss`.

@@ -39,7 +39,7 @@ def policy_loss(
         entropy_T: [T] float or None; enters the metrics, and a custom loss.
         fields: per-token inputs; see `TokenFields`.
         spec: scalars and flags.
-        backend: "auto" | "reference".
+        backend: "auto" | "triton" | "reference".
 
     Returns:
         The scalar loss and detached **sums** over tokens, so that they add up over micro-batches and ranks

@@ -79,15 +79,20 @@ def anchored_material(
     if delimiters is None:
         return list(material)
 
-    def anchored(item: FitMaterial, responses: list[list[int]]) -> list[list[int]]:
-        _, kept = anchored_spans([item.prompt] * len(responses), responses, table, delimiters=delimiters)
-        return [ids for ids, flags in zip(responses, kept, strict=True) if bool(flags.any())]
-
-    left = [
-        replace(item, experts=anchored(item, item.experts), rollouts=anchored(item, item.rollouts))
-        for item in material
-        if anchored(item, item.experts[:1])
-    ]
+    said = [(item.prompt, ids) for item in material for ids in item.experts + item.rollouts]
+    _, kept = anchored_spans([p for p, _ in said], [ids for _, ids in said], table, delimiters=delimiters)
+    anchored = iter([bool(flags.any()) for flags in kept])
+    left = []
+    for item in material:
+        experts, rollouts = ([(ids, next(anchored)) for ids in part] for part in (item.experts, item.rollouts))
+        if experts and experts[0][1]:
+            left.append(
+                replace(
+                    item,
+                    experts=[ids for ids, there in experts if there],
+                    rollouts=[ids for ids, there in rollouts if there],
+                )
+            )
     if not left:
         raise ValueError("material: expected expert responses with a part that is anchored, got none")
     return left

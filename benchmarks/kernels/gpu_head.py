@@ -27,7 +27,8 @@ from torch import Tensor
 
 from aapa.kernels import TokenFields, TokenLossSpec, linear_logprob, linear_policy_loss, policy_loss
 from aapa.kernels.chunked.plan import MAX_ROWS
-from aapa.kernels.chunked.products import add_product, operand_dtype, product, statistics_dtype
+from aapa.kernels.chunked.products import add_product, operand_dtype, product
+from aapa.kernels.reference.vocab_parallel import statistics_dtype
 from benchmarks.harness import Candidate, Case, Options, Row, commit, device_name, measure, print_table, versions
 from benchmarks.kernels.head_problem import HeadProblem, head_problems
 

@@ -20,7 +20,6 @@ from aapa.engine.plan.model import model_config
 from aapa.engine.plan.search import (
     Choice,
     candidates,
-    engine_features,
     evaluate,
     own_layout,
     problems,
@@ -29,7 +28,7 @@ from aapa.engine.plan.search import (
 from aapa.engine.plan.table import GB, Plan, as_json, gigabytes, show
 from aapa.engine.plan.timing import Assumptions
 from aapa.engine.plan.work import WIDTHS, Work, work_of
-from aapa.engine.recipe import ModelTable, Recipe, load_recipe
+from aapa.engine.recipe import Recipe, load_recipe
 
 
 def plan_command(
@@ -62,16 +61,15 @@ def plan_command(
     work = work_of(recipe, hf, prompt_tokens)
     assumed = Assumptions() if results is None else calibrated(kind, results)
     own, own_problem = _own(recipe, hf, work, kind, gpus, assumed)
-    features = engine_features()
     if as_given:
         if own is None:
             raise UserError(f"plan: expected a layout of {gpus} GPUs, got the recipe's: {own_problem}")
         fitting, others = ([own], []) if own.excess(kind) <= 0 else ([], [own])
     else:
-        layouts = candidates(hf, work, gpus, _base(recipe), features)
+        layouts = candidates(hf, work, gpus, _base(recipe))
         fitting, others = ranked(hf, work, kind, layouts, assumed)
     if not fitting:
-        raise UserError(_refusal(recipe, hf, work, kind, gpus, others, features, as_given))
+        raise UserError(_refusal(recipe, hf, work, kind, gpus, others, as_given))
     plan = Plan(
         recipe=recipe.name,
         model=recipe.model.source,
@@ -104,7 +102,7 @@ def _without_rows(table: dict[str, Any]) -> None:
 def _base(recipe: Recipe) -> Layout:
     """The recipe's layout on as many GPUs as one replica has."""
     table = recipe.parallel
-    return own_layout(table, table.tensor * table.pipeline * getattr(table, "context", 1))
+    return own_layout(table, table.tensor * table.pipeline * table.context)
 
 
 def _own(
@@ -128,7 +126,6 @@ def _refusal(
     kind: Gpu,
     gpus: int,
     others: Sequence[Choice],
-    features: frozenset[str],
     as_given: bool,
 ) -> str:
     if not others:
@@ -145,18 +142,16 @@ def _refusal(
         f"plan: expected {what} that fits {gpus} x {kind.name} of {kind.memory / GB:g} GB, got {excess}",
         f"with {nearest.layout.name()}: {where}, pipeline rank {nearest.place} ({parts})",
     ]
-    fit = list(_remedies(recipe, hf, work, kind, gpus, features))
+    fit = list(_remedies(recipe, hf, work, kind, gpus))
     lines.append("what would fit: " + ("; ".join(fit) if fit else "none of the changes that were tried"))
     return "\n".join(lines)
 
 
-def _remedies(
-    recipe: Recipe, hf: PretrainedConfig, work: Work, kind: Gpu, gpus: int, features: frozenset[str]
-) -> Iterator[str]:
+def _remedies(recipe: Recipe, hf: PretrainedConfig, work: Work, kind: Gpu, gpus: int) -> Iterator[str]:
     """Changes after which a layout fits, each with the best one: of every kind of change the smallest."""
     longest = max(stage.length for stage in work.stages)
     kinds: list[list[tuple[str, Work, Gpu, int]]] = [[], [], []]
-    if work.width == 4 and "bfloat16" in str(ModelTable.model_fields["dtype"].annotation):
+    if work.width == 4:
         kinds.append([("--model.dtype bfloat16", replace(work, width=WIDTHS["bfloat16"]), kind, gpus)])
     for divisor in (2, 4, 8, 16):
         tokens, batch = work.micro_batch_tokens // divisor, work.max_batch // divisor
@@ -172,7 +167,7 @@ def _remedies(
     base = _base(recipe)
     for changes in kinds:
         for name, other_work, other_gpu, count in changes:
-            layouts = candidates(hf, other_work, count, base, features)
+            layouts = candidates(hf, other_work, count, base)
             fitting, _ = ranked(hf, other_work, other_gpu, layouts, Assumptions())
             if fitting:
                 yield f"{name} ({fitting[0].layout.name()})"

@@ -18,9 +18,8 @@ from transformers import PretrainedConfig
 from aapa.engine.plan.layout import Layout
 from aapa.engine.plan.shapes import StateBytes, state_bytes
 from aapa.engine.plan.work import StageWork, Work
+from aapa.kernels.chunked.plan import MAX_ROWS
 
-# Rows of the logits that the head has at a time.
-HEAD_ROWS = 4096
 PHASES = ("rollout", "scoring", "update")
 
 
@@ -99,7 +98,7 @@ def head_bytes(hf: PretrainedConfig, layout: Layout, tokens: int, width: int, gr
     """Workspace of the fused head: whole hidden states, their float32 gradient, and a chunk of logits."""
     rows = tokens / layout.context
     columns = -(-hf.vocab_size // layout.tensor)
-    chunk = min(rows, HEAD_ROWS) * columns * (4 + (width if gradients else 0))
+    chunk = min(rows, MAX_ROWS) * columns * (4 + (width if gradients else 0))
     return chunk + rows * hf.hidden_size * (width + (4 + width if gradients else 0))
 
 

@@ -12,7 +12,8 @@ from aapa.engine.hub import is_hub_name
 from aapa.engine.plan.published import PUBLISHED
 from aapa.engine.policy.families import config_problems
 from aapa.engine.policy.names import problem_text
-from aapa.engine.recipe import ModelTable, Recipe
+from aapa.engine.recipe import Recipe
+from aapa.engine.scratch import scratch_config
 
 FIELD = "model.source"
 
@@ -27,7 +28,9 @@ def model_config(recipe: Recipe) -> PretrainedConfig:
     """
     source = recipe.model.source
     if source == "scratch":
-        return _scratch(recipe.model, _vocabulary(recipe))
+        from aapa.engine.tasks import load_task
+
+        return scratch_config(recipe.model, load_task(recipe.data.task, recipe.data.options).tokenizer())
     if not is_hub_name(source):
         return read_config(Path(source))
     name, _, revision = source.partition("@")
@@ -42,26 +45,6 @@ def parameters(hf: PretrainedConfig) -> int:
     from aapa.engine.plan.shapes import stage_parameters
 
     return sum(parameter.numel for chunk in stage_parameters(hf, Layout(), 0) for parameter in chunk)
-
-
-def _vocabulary(recipe: Recipe) -> int:
-    from aapa.engine.tasks import load_task
-
-    return len(load_task(recipe.data.task, recipe.data.options).tokenizer())
-
-
-def _scratch(model: ModelTable, vocabulary: int) -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
-        max_position_embeddings=model.max_position_embeddings,
-        tie_word_embeddings=model.tie_word_embeddings,
-    )
 
 
 def _fetched(name: str, revision: str | None) -> PretrainedConfig:

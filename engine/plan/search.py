@@ -101,46 +101,42 @@ def _copy_problems(hf: PretrainedConfig, layout: Layout, work: Work) -> list[str
     return [f"rollout.memory_limit_gb: {wanted}, got {work.copy_limit / 1e9:g}"]
 
 
-def candidates(hf: PretrainedConfig, work: Work, gpus: int, own: Layout, features: frozenset[str]) -> Iterator[Layout]:
+def candidates(hf: PretrainedConfig, work: Work, gpus: int, own: Layout) -> Iterator[Layout]:
     """Layouts of so many GPUs that the engine accepts.
 
     Args:
         own: the recipe's layout, which settles what is not searched.
-        features: what the engine can do beside tensor, pipeline and data parallelism, by the names of `Layout`.
     """
     longest = max(stage.length for stage in work.stages)
-    contexts = (1, 2, 4, 8) if "context" in features and longest >= CONTEXT_FROM else (1,)
+    contexts = (1, 2, 4, 8) if longest >= CONTEXT_FROM else (1,)
     for tensor in divisors(gpus, PER_NODE):
         for pipeline in divisors(gpus // tensor, hf.num_hidden_layers):
             for context in contexts:
                 if (gpus // tensor // pipeline) % context:
                     continue
                 data = gpus // (tensor * pipeline * context)
-                for layout in _variants(tensor, pipeline, context, data, own, features):
+                for layout in _variants(tensor, pipeline, context, data, own):
                     if not problems(hf, layout, work):
                         yield layout
 
 
-def _variants(
-    tensor: int, pipeline: int, context: int, data: int, own: Layout, features: frozenset[str]
-) -> Iterator[Layout]:
+def _variants(tensor: int, pipeline: int, context: int, data: int, own: Layout) -> Iterator[Layout]:
     shared = data * context > 1
-    offloads = (own.offload, True) if "offload" in features and not own.offload else (own.offload,)
-    for recompute in ("none", "full") if "recompute" in features else (own.recompute,):
-        virtuals = (1, 2) if "virtual" in features and pipeline > 1 else (1,)
-        for virtual, offload in product(virtuals, offloads):
-            yield Layout(
-                tensor=tensor,
-                pipeline=pipeline,
-                context=context,
-                data=data,
-                virtual=virtual,
-                sequence="sequence" in features and tensor > 1,
-                recompute=recompute,
-                distributed_optimizer="distributed_optimizer" in features and shared,
-                overlap="overlap" in features and shared,
-                offload=offload,
-            )
+    offloads = (True,) if own.offload else (False, True)
+    virtuals = (1, 2) if pipeline > 1 else (1,)
+    for recompute, virtual, offload in product(("none", "full"), virtuals, offloads):
+        yield Layout(
+            tensor=tensor,
+            pipeline=pipeline,
+            context=context,
+            data=data,
+            virtual=virtual,
+            sequence=tensor > 1,
+            recompute=recompute,
+            distributed_optimizer=shared,
+            overlap=shared,
+            offload=offload,
+        )
 
 
 def ranked(
@@ -153,7 +149,7 @@ def ranked(
     return fitting, others
 
 
-# Fields of `Layout` that a key of [parallel] of the same name sets; the engine does not have what has no key.
+# Fields of `Layout` that a key of [parallel] of the same name sets.
 KEYS = (
     "tensor",
     "sequence",
@@ -167,18 +163,13 @@ KEYS = (
 )
 
 
-def engine_features() -> frozenset[str]:
-    """Fields of `Layout` that a recipe can set."""
-    return frozenset(key for key in KEYS if key in ParallelTable.model_fields)
-
-
 def own_layout(table: ParallelTable, gpus: int) -> Layout:
     """The recipe's own layout on so many GPUs.
 
     Raises:
         UserError: it does not divide them.
     """
-    values = {key: getattr(table, key) for key in engine_features()}
+    values = {key: getattr(table, key) for key in KEYS}
     layout = Layout(**values)
     replica = layout.replica
     if gpus % replica:
@@ -190,8 +181,7 @@ def overrides(layout: Layout) -> str:
     """The words of the command line that set a layout."""
     words = []
     for key in KEYS:
-        if key in engine_features():
-            value = getattr(layout, key)
-            if value != ParallelTable.model_fields[key].default or key in ("tensor", "pipeline"):
-                words.append(f"--parallel.{key} {str(value).lower()}")
+        value = getattr(layout, key)
+        if value != ParallelTable.model_fields[key].default or key in ("tensor", "pipeline"):
+            words.append(f"--parallel.{key} {str(value).lower()}")
     return " ".join(words)

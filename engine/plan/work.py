@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from transformers import PretrainedConfig
 
 from aapa.engine.plan.layout import Layout
-from aapa.engine.recipe import Recipe, RolloutTable, StageTable
+from aapa.engine.recipe import Recipe, StageTable
 from aapa.engine.recipe.checks import anchored
+from aapa.engine.rollout import chosen_engine
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -73,10 +73,7 @@ class Work:
 
     def samples_with(self, layout: Layout) -> str:
         """The engine that samples rollouts: "transformers", with a copy of the model, or "megatron", without."""
-        if self.engine != "auto":
-            return self.engine
-        known = get_args(RolloutTable.model_fields["engine"].annotation)
-        return "megatron" if layout.replica > 1 and "megatron" in known else "transformers"
+        return chosen_engine(self.engine, layout)
 
     def decoded(self, stage: StageWork, layout: Layout) -> tuple[int, int]:
         """(rollouts that one rank decodes in a step, how many at a time)."""

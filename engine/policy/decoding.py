@@ -16,6 +16,7 @@ from torch import Tensor
 from aapa.engine.policy.cache import Decode, KeyValueCache, Prefill
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.parallel import Parallel
+from aapa.engine.policy.shard import gather_rows
 
 # (group, step, [rows, vocabulary] logits) → ([rows] next tokens, whether the group needs more of them)
 Choose = Callable[[int, int, Tensor], tuple[Tensor, bool]]
@@ -133,11 +134,8 @@ class _Ring:
 
     def _logits(self, group: _Group, step: int, hidden: Tensor) -> Tensor:
         """[rows, vocabulary] float32 (float64 in a model of float64), equal on the tensor-parallel ranks."""
-        parallel, hidden = self.parallel, hidden[:, 0]
-        if parallel.sequence:
-            whole = hidden.new_empty(hidden.shape[0] * parallel.tensor, hidden.shape[1])
-            dist.all_gather_into_tensor(whole, hidden.contiguous(), group=parallel.tensor_group)
-            hidden = whole
+        parallel = self.parallel
+        hidden = gather_rows(hidden[:, 0], parallel)
         hidden = hidden[group.last_B] if step == 0 else hidden[: group.rows]
         logits = hidden @ self.policy.head_weight().t()
         if logits.dtype != torch.float64:

@@ -73,11 +73,7 @@ class Shard:
 
     def whole_hidden(self, hidden: Tensor) -> Tensor:
         """[T, D] hidden states of all tokens from this rank's; not differentiable."""
-        if self.parallel.sequence:
-            rows = hidden.new_empty(hidden.shape[0] * self.parallel.tensor, hidden.shape[1])
-            dist.all_gather_into_tensor(rows, hidden.contiguous(), group=self.parallel.tensor_group)
-            hidden = rows
-        return self.whole(hidden)
+        return self.whole(gather_rows(hidden, self.parallel))
 
     def _padded(self, values_T: Tensor, tail: list[float] | range) -> Tensor:
         if not self.padding:
@@ -86,6 +82,15 @@ class Shard:
 
     def _local(self, values_T: Tensor) -> Tensor:
         return values_T if self.context is None else values_T[self.context.local]
+
+
+def gather_rows(hidden: Tensor, parallel: Parallel) -> Tensor:
+    """Rows that sequence parallelism splits over the tensor-parallel ranks, of all of them; not differentiable."""
+    if not parallel.sequence:
+        return hidden
+    whole = hidden.new_empty(hidden.shape[0] * parallel.tensor, hidden.shape[1])
+    dist.all_gather_into_tensor(whole, hidden.contiguous(), group=parallel.tensor_group)
+    return whole
 
 
 def token_multiple(parallel: Parallel) -> int:

@@ -7,7 +7,7 @@ Keys and shapes are those of Megatron's own `GPTModel.sharded_state_dict()`; a t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,10 @@ from transformers import PretrainedConfig
 
 from aapa.engine.errors import UserError
 from aapa.engine.policy.dist_reader import DistReader
-from aapa.engine.policy.model import PolicyModel
 from aapa.engine.policy.names import Entry, entry, expected_shapes, layer_parameters, problem_text, split
 from aapa.engine.policy.parallel import Parallel
+from aapa.engine.policy.stream import Chunks, chunks_of, global_layer
 
-# A model, or the chunks of an interleaved schedule.
-Chunks = PolicyModel | Sequence[PolicyModel]
 EMBEDDING, HEAD, NORM = "embedding.word_embeddings.weight", "output_layer.weight", "decoder.final_layernorm.weight"
 # Norms are saved under the linear layers that they come before, as TransformerEngine has them.
 _FUSED = {
@@ -234,12 +232,10 @@ def _shards(model: Chunks, hf: PretrainedConfig, parallel: Parallel) -> Iterator
 
 def _parameters(model: Chunks, hf: PretrainedConfig) -> Iterator[tuple[Tensor, str, int | None, Entry]]:
     """(parameter, name within its layer or whole name, global layer, entry) of a rank's parameters."""
-    for chunk in [model] if isinstance(model, PolicyModel) else model:
+    for chunk in chunks_of(model):
         for full, parameter in chunk.named_parameters():
-            name, layer = full, None
-            if full.startswith("decoder.layers."):
-                _, _, place, name = full.split(".", 3)
-                layer = chunk.decoder.layers[int(place)].layer_number - 1
-            elif full == HEAD and hf.tie_word_embeddings:
+            layer = global_layer(chunk, full)
+            name = full if layer is None else full.split(".", 3)[3]
+            if full == HEAD and hf.tie_word_embeddings:
                 name = EMBEDDING
             yield parameter, name, layer, entry(EMBEDDING if name == EMBEDDING else full, layer)

@@ -22,6 +22,7 @@ from aapa.engine.policy.parallel import Parallel
 # Most bytes of whole tensors that are gathered at once; a larger tensor is gathered alone.
 BUCKET_BYTES = 256 * 2**20
 
+# A model, or the chunks of an interleaved schedule.
 Chunks = PolicyModel | Sequence[PolicyModel]
 
 
@@ -54,10 +55,10 @@ def local_entries(model: PolicyModel, hf: PretrainedConfig) -> Iterator[tuple[En
     for name, parameter in model.named_parameters():
         if name == "output_layer.weight" and hf.tie_word_embeddings:
             continue
-        yield entry(name, _global_layer(model, name)), parameter
+        yield entry(name, global_layer(model, name)), parameter
 
 
-def _global_layer(model: PolicyModel, name: str) -> int | None:
+def global_layer(model: PolicyModel, name: str) -> int | None:
     parts = name.split(".")
     if parts[:2] != ["decoder", "layers"]:
         return None
@@ -180,7 +181,7 @@ def load(
         raise ValueError(problem_text(source, problems))
     for chunk in chunks_of(model):
         for name, parameter in chunk.named_parameters():
-            item = entry(name, _global_layer(chunk, name))
+            item = entry(name, global_layer(chunk, name))
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 item = Entry((EMBEDDING,), "vocabulary")
             local = split(item, whole, hf, parallel.tensor_rank, parallel.tensor)

@@ -40,10 +40,15 @@ def kind_problems(recipe: Recipe) -> list[Problem]:
     return problems
 
 
+def splits(table: DiscriminatorTable, prompts: int) -> bool:
+    """Whether so many prompts are enough on both sides of a fit's split."""
+    held_out = round(table.held_out * prompts)
+    return min(held_out, prompts - held_out) >= 2
+
+
 def _held_out_problems(table: DiscriminatorTable) -> list[Problem]:
     """A fit needs prompts on both sides of its split."""
-    held_out = round(table.held_out * table.prompts)
-    if table.source is not None or min(held_out, table.prompts - held_out) >= 2:
+    if table.source is not None or splits(table, table.prompts):
         return []
     text = f"expected 2 held out and 2 others at least with discriminator.held_out = {table.held_out:g}"
     return [at("discriminator.prompts", f"{text}, got {table.prompts} in all")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aapa.engine.rollout.base import Rollout, RolloutEngine, sample_seed
 
@@ -11,14 +11,21 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from aapa.engine.policy.megatron import MegatronPolicy
-    from aapa.engine.policy.parallel import Parallel
 
 __all__ = ["Rollout", "RolloutEngine", "build_engine", "chosen_engine", "sample_seed"]
 
 ENGINES = ("transformers", "megatron")
 
 
-def chosen_engine(name: str, parallel: Parallel) -> str:
+class Replicated(Protocol):
+    """A layout, of a run or of a plan."""
+
+    @property
+    def replica(self) -> int:
+        """Ranks of a replica."""
+
+
+def chosen_engine(name: str, layout: Replicated) -> str:
     """What "auto" means in a layout: "megatron" where the ranks of a replica share the weights or the work.
 
     Raises:
@@ -27,7 +34,7 @@ def chosen_engine(name: str, parallel: Parallel) -> str:
     from aapa.engine.errors import UserError
 
     if name == "auto":
-        return "megatron" if parallel.replica > 1 else "transformers"
+        return "megatron" if layout.replica > 1 else "transformers"
     if name not in ENGINES:
         raise UserError(f"rollout.engine: expected 'auto', 'transformers' or 'megatron', got {name!r}")
     return name

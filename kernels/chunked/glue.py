@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aapa.kernels.fields import TokenFields, TokenLossSpec
-from aapa.kernels.reference.policy_loss import policy_loss
+from aapa.kernels.reference.policy_loss import loss_and_slopes
 
 # Rows that the eager glue works on at once, so that its temporaries stay small beside the chunk.
 EAGER_ROWS = 64
@@ -127,22 +127,8 @@ class Glue:
     def loss(
         self, logprob_R: Tensor, entropy_R: Tensor, token_fields: TokenFields, spec: TokenLossSpec, gradients: bool
     ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor | None] | None]:
-        """`policy_loss` of some rows: loss, metrics, and with `gradients` dL/dlogprob [R] and dL/dentropy [R].
-
-        The last is None where no loss depends on the entropy; only a custom one can. Works on [R] vectors only.
-        """
-        if not gradients:
-            return *policy_loss(logprob_R, entropy_R, token_fields, spec), None
-        with torch.enable_grad():
-            logprob_R = logprob_R.detach().requires_grad_()
-            entropy_R = entropy_R.detach().requires_grad_(spec.custom_loss is not None)
-            loss, metrics = policy_loss(logprob_R, entropy_R, token_fields, spec)
-            if not loss.requires_grad:  # no component has a weight
-                return loss, metrics, (torch.zeros_like(logprob_R), None)
-            inputs = (logprob_R, entropy_R) if entropy_R.requires_grad else (logprob_R,)
-            found = torch.autograd.grad(loss, inputs, allow_unused=True)
-        logprob_grad_R = torch.zeros_like(logprob_R) if found[0] is None else found[0]
-        return loss.detach(), metrics, (logprob_grad_R, found[1] if len(found) == 2 else None)
+        """As `loss_and_slopes`: of some rows, on [R] vectors only."""
+        return loss_and_slopes(logprob_R, entropy_R, token_fields, spec, gradients)
 
 
 def _parts(rows: int) -> Iterator[slice]:

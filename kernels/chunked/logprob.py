@@ -17,6 +17,7 @@ from aapa.kernels.chunked.gradients import Gradients
 from aapa.kernels.chunked.plan import Plan, gradient_rows
 from aapa.kernels.chunked.shard import Shard
 from aapa.kernels.chunked.tiles import Tiles
+from aapa.kernels.reference.vocab_parallel import statistics_dtype
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ def linear_logprob(
     sequence_parallel: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """`aapa.kernels.linear_logprob` with some glue."""
-    dtype = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
-    scale_T = None if temperature_T is None else temperature_T.detach().to(dtype).reciprocal()
+    scale_T = None if temperature_T is None else temperature_T.detach().to(statistics_dtype(hidden_TD)).reciprocal()
     layout = _Layout(glue, vocab_size, tp_group, sequence_parallel)
     logprob_T, entropy_T = _LinearLogprob.apply(hidden_TD, weight_VD, target_T, scale_T, layout)
     return logprob_T, entropy_T if entropy else None

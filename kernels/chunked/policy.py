@@ -22,6 +22,7 @@ from aapa.kernels.chunked.shard import Shard
 from aapa.kernels.chunked.tiles import Tiles, move_up, places_after_move
 from aapa.kernels.fields import TokenFields, TokenLossSpec
 from aapa.kernels.reference.attach import attach, refuse_recomputation
+from aapa.kernels.reference.policy_loss import add_metrics
 
 Metrics = dict[str, Tensor]
 
@@ -107,7 +108,7 @@ class HeadPass:
             logprob_R, entropy_R, lse_R = finish(stats_4R)
             part, figures, grads = self.glue.loss(logprob_R, entropy_R, fields, self.spec, self.gradients is not None)
             loss = loss + part
-            _add_metrics(metrics, figures)
+            add_metrics(metrics, figures)
             if grads is not None:
                 terms = RowTerms(fields.target_T, scale_R, lse_R, entropy_R, *grads)
                 self._chunk_gradient(tiles, terms, hidden_RD, rows)
@@ -162,10 +163,3 @@ class HeadPass:
         """No row matters: zeros, under all the names that metrics have."""
         loss, metrics, _ = self._loss(like, like)
         return loss, metrics
-
-
-def _add_metrics(metrics: Metrics, figures: Metrics) -> None:
-    for name, value in figures.items():
-        known = metrics.get(name)
-        combine = torch.maximum if name.startswith("max/") else torch.add
-        metrics[name] = value if known is None else combine(known, value)

@@ -8,12 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aapa.kernels.reference.vocab_parallel import statistics_dtype
+
 HALF = (torch.bfloat16, torch.float16)
-
-
-def statistics_dtype(hidden: Tensor) -> torch.dtype:
-    """Logits, statistics and losses are float32, or float64 for float64 hidden states."""
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

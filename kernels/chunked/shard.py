@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aapa.kernels.chunked.glue import merge
-from aapa.kernels.chunked.products import operand_dtype, statistics_dtype
+from aapa.kernels.chunked.products import operand_dtype
+from aapa.kernels.reference.vocab_parallel import statistics_dtype
 
 # torch 2.13 names them anew and warns about the names that 2.11 has.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -66,18 +67,15 @@ class Shard:
         self.real = max(0, min(rows, vocab_size - first))
         self.weight_VD = weight_VD.detach()
 
-    def block(self) -> VocabBlock:
-        """All rows; where the products read another dtype they are cast once."""
-        return self._whole
-
     @cached_property
-    def _whole(self) -> VocabBlock:
+    def whole(self) -> VocabBlock:
+        """All rows; where the products read another dtype they are cast once."""
         return VocabBlock(self.weight_VD[: self.real].to(self.operand), 0, self.first)
 
     def blocks(self, size: int | None) -> Iterator[VocabBlock]:
         """All rows in blocks of at most `size`, in one for None; one empty block where this rank holds padding only."""
         if size is None or size >= self.real:
-            yield self._whole
+            yield self.whole
             return
         for begin in range(0, self.real, size):
             part_VD = self.weight_VD[begin : min(begin + size, self.real)]

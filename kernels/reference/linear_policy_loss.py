@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from aapa.kernels.fields import TokenFields, TokenLossSpec
 from aapa.kernels.reference.attach import attach, refuse_recomputation
-from aapa.kernels.reference.policy_loss import policy_loss
+from aapa.kernels.reference.policy_loss import add_metrics, loss_and_slopes
 from aapa.kernels.reference.vocab_parallel import (
     CHUNK_ROWS,
     VocabShard,
@@ -90,12 +90,9 @@ class _HeadPass:
             fields = self.fields.rows(rows)
             logits_TV = self.shard.logits(hidden_TD[rows], fields.temperature_T)
             logprob_T, entropy_T, lse_T = statistics(logits_TV, fields.target_T, self.shard)
-            part, figures, grads = self._loss(logprob_T, entropy_T, fields, gradients)
+            part, figures, grads = loss_and_slopes(logprob_T, entropy_T, fields, self.spec, gradients)
             loss = loss + part
-            for name, value in figures.items():
-                known = metrics.get(name)
-                combine = torch.maximum if name.startswith("max/") else torch.add
-                metrics[name] = value if known is None else combine(known, value)
+            add_metrics(metrics, figures)
             if grads is not None:
                 self._backward(hidden_TD, rows, logits_TV, lse_T, entropy_T, fields, grads)
         return loss, metrics
@@ -107,7 +104,7 @@ class _HeadPass:
             fields = self.fields.rows(rows)
             logits_TV = self.shard.logits(hidden_TD[rows], fields.temperature_T)
             logprob_T[rows], entropy_T[rows], lse_T[rows] = statistics(logits_TV, fields.target_T, self.shard)
-        loss, metrics, grads = self._loss(logprob_T, entropy_T, self.fields, gradients)
+        loss, metrics, grads = loss_and_slopes(logprob_T, entropy_T, self.fields, self.spec, gradients)
         if grads is not None:
             for rows in _chunks(hidden_TD.shape[0]):
                 fields = self.fields.rows(rows)
@@ -115,24 +112,6 @@ class _HeadPass:
                 parts = grads[0][rows], None if grads[1] is None else grads[1][rows]
                 self._backward(hidden_TD, rows, logits_TV, lse_T[rows], entropy_T[rows], fields, parts)
         return loss, metrics
-
-    def _loss(
-        self, logprob_T: Tensor, entropy_T: Tensor, fields: TokenFields, gradients: bool
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor | None] | None]:
-        """Loss, metrics, and (dL/dlogprob, dL/dentropy or None) of some rows."""
-        if not gradients:
-            return *policy_loss(logprob_T, entropy_T, fields, self.spec), None
-        with torch.enable_grad():
-            logprob_T = logprob_T.detach().requires_grad_()
-            # Only a loss of the user's own may look at the entropy.
-            entropy_T = entropy_T.detach().requires_grad_(self.spec.custom_loss is not None)
-            loss, figures = policy_loss(logprob_T, entropy_T, fields, self.spec)
-            if not loss.requires_grad:  # no component has a weight
-                return loss, figures, (torch.zeros_like(logprob_T), None)
-            inputs = (logprob_T, entropy_T) if entropy_T.requires_grad else (logprob_T,)
-            found = torch.autograd.grad(loss, inputs, allow_unused=True)
-        logprob_grad_T = torch.zeros_like(logprob_T) if found[0] is None else found[0]
-        return loss.detach(), figures, (logprob_grad_T, found[1] if len(found) == 2 else None)
 
     def _backward(
         self,

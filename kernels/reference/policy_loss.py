@@ -62,6 +62,47 @@ def _sequence_means(value_T: Tensor, sequence_T: Tensor) -> Tensor:
     return (total_N / count_N.clamp(min=1))[place_T]
 
 
+def loss_and_slopes(
+    logprob_R: Tensor, entropy_R: Tensor, fields: TokenFields, spec: TokenLossSpec, gradients: bool
+) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor | None] | None]:
+    """Loss and metrics of some rows, and with `gradients` dL/dlogprob [R] and dL/dentropy [R].
+
+    The last is None where no loss depends on the entropy; only a custom one can. Works on [R] vectors only.
+    """
+    if not gradients:
+        return *policy_loss(logprob_R, entropy_R, fields, spec), None
+    with torch.enable_grad():
+        logprob_R = logprob_R.detach().requires_grad_()
+        entropy_R = entropy_R.detach().requires_grad_(spec.custom_loss is not None)
+        loss, metrics = policy_loss(logprob_R, entropy_R, fields, spec)
+        if not loss.requires_grad:  # no component has a weight
+            return loss, metrics, (torch.zeros_like(logprob_R), None)
+        inputs = (logprob_R, entropy_R) if entropy_R.requires_grad else (logprob_R,)
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    logprob_grad_R = torch.zeros_like(logprob_R) if found[0] is None else found[0]
+    return loss.detach(), metrics, (logprob_grad_R, found[1] if len(found) == 2 else None)
+
+
+def add_metrics(metrics: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    """Enter the metrics of more rows: sums are added, "max/…" are maxima."""
+    for name, value in more.items():
+        known = metrics.get(name)
+        combine = torch.maximum if name.startswith("max/") else torch.add
+        metrics[name] = value if known is None else combine(known, value)
+
+
+def custom_values(
+    rows_R: Tensor, logprob_R: Tensor, entropy_T: Tensor | None, fields: TokenFields, spec: TokenLossSpec
+) -> Tensor:
+    """The user's own loss of the rows that have weight in it, [R], differentiable."""
+    assert spec.custom_loss is not None, "custom_weight_T needs spec.custom_loss"
+    entropy_R = None if entropy_T is None else entropy_T[rows_R]
+    value_R = spec.custom_loss(logprob_R, entropy_R, fields.rows(rows_R))
+    if value_R.shape != logprob_R.shape:
+        raise ValueError(f"custom_loss: expected shape {tuple(logprob_R.shape)}, got {tuple(value_R.shape)}")
+    return value_R
+
+
 def _component(
     name: str,
     rows_R: Tensor,
@@ -78,12 +119,7 @@ def _component(
         p_R = logprob_R.detach().exp()
         return -logprob_R * p_R * (1.0 - p_R)
     if name == "custom":
-        assert spec.custom_loss is not None, "custom_weight_T needs spec.custom_loss"
-        entropy_R = None if entropy_T is None else entropy_T[rows_R]
-        value_R = spec.custom_loss(logprob_R, entropy_R, fields.rows(rows_R))
-        if value_R.shape != logprob_R.shape:
-            raise ValueError(f"custom_loss: expected shape {tuple(logprob_R.shape)}, got {tuple(value_R.shape)}")
-        return value_R
+        return custom_values(rows_R, logprob_R, entropy_T, fields, spec)
     if name == "kl":
         assert fields.ref_logprob_T is not None
         value_R = kl_estimate(fields.ref_logprob_T[rows_R].to(logprob_R.dtype) - logprob_R, spec.kl)

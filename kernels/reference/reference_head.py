@@ -1,6 +1,12 @@
-"""Reference of `reference_head`. Shape legend: T tokens, D hidden size, S sentences, V vocabulary rows."""
+"""Reference of `reference_head`, and how its parts are put together for every backend.
+
+Shape legend: T tokens, D hidden size, S sentences, V vocabulary rows.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +17,9 @@ from aapa.kernels.reference.vocab_parallel import gather_sequence, statistics_dt
 
 
 @torch.no_grad()
-def reference_head(
+def head_of_parts(
+    backend: str,
+    means: Callable[[Tensor, Tensor], Tensor],
     hidden_TD: Tensor,
     weight_VD: Tensor | None,
     target_T: Tensor | None,
@@ -21,6 +29,7 @@ def reference_head(
     tp_group: ProcessGroup | None,
     sequence_parallel: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
+    """`aapa.kernels.reference_head` with a backend's log-probs and its means of (hidden_TD, cu_sents)."""
     hidden_TD = gather_sequence(hidden_TD, tp_group, sequence_parallel)
     logprob_T = None
     if weight_VD is not None and target_T is not None:
@@ -31,9 +40,9 @@ def reference_head(
             temperature=temperature,
             vocab_size=vocab_size,
             tp_group=tp_group,
-            backend="reference",
+            backend=backend,
         )
-    return logprob_T, None if cu_sents is None else _sentence_means(hidden_TD, cu_sents)
+    return logprob_T, None if cu_sents is None else means(hidden_TD, cu_sents)
 
 
 def _sentence_means(hidden_TD: Tensor, cu_sents: Tensor) -> Tensor:
@@ -41,3 +50,6 @@ def _sentence_means(hidden_TD: Tensor, cu_sents: Tensor) -> Tensor:
     lengths_S = cu_sents.diff().to(hidden_TD.device)
     hidden_TD = hidden_TD.to(statistics_dtype(hidden_TD))
     return torch.segment_reduce(hidden_TD, "mean", lengths=lengths_S.long(), axis=0, unsafe=True)
+
+
+reference_head = partial(head_of_parts, "reference", _sentence_means)

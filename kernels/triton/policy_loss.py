@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aapa.kernels.fields import COMPONENTS, TokenFields, TokenLossSpec
+from aapa.kernels.reference.policy_loss import custom_values
 from aapa.kernels.triton.launch import FUSED, accumulator, power_of_two
 from aapa.kernels.triton.token_loss import (
     divergence_terms,
@@ -222,12 +223,8 @@ def custom_term(logprob_T: Tensor, entropy_T: Tensor | None, fields: TokenFields
     weight_T = fields.custom_weight_T
     if weight_T is None:
         return None
-    assert spec.custom_loss is not None, "custom_weight_T needs spec.custom_loss"
     rows_R = weight_T.nonzero()[:, 0]
-    logprob_R, entropy_R = logprob_T[rows_R], None if entropy_T is None else entropy_T[rows_R]
-    value_R = spec.custom_loss(logprob_R, entropy_R, fields.rows(rows_R))
-    if value_R.shape != logprob_R.shape:
-        raise ValueError(f"custom_loss: expected shape {tuple(logprob_R.shape)}, got {tuple(value_R.shape)}")
+    value_R = custom_values(rows_R, logprob_T[rows_R], entropy_T, fields, spec)
     return (weight_T[rows_R].to(logprob_T.dtype) * value_R).sum()
 
 

@@ -23,7 +23,7 @@ from aapa.engine.plan.layout import Layout
 from aapa.engine.plan.memory import activation_bytes, cache_bytes, in_flight, layer_bytes
 from aapa.engine.plan.model import parameters
 from aapa.engine.plan.published import PUBLISHED
-from aapa.engine.plan.search import engine_features, overrides
+from aapa.engine.plan.search import KEYS, overrides
 from aapa.engine.plan.timing import Assumptions
 from aapa.engine.plan.work import work_of
 from aapa.engine.recipe import load_recipe
@@ -162,7 +162,7 @@ def test_layers_of_interleaved_stages_cover_the_model_once():
 @pytest.mark.parametrize("size", ["14b", "32b"])
 def test_large_recipes_have_layouts_that_fit(capsys, size, name, gpus):
     words = [f"qwen3-{size}-a-grpo", "--gpu", name, "--gpus", str(gpus)]
-    if (size, name, gpus) == ("32b", "h100-80gb", 8) and "offload" not in engine_features():
+    if (size, name, gpus) == ("32b", "h100-80gb", 8) and "offload" not in KEYS:
         # 18 bytes a parameter beside the trunk's: 640 GB do not hold them.
         assert main(["plan", *words]) == 2
         assert re.search(r"got [\d.]+ GB too much .*\n.*\n.*what would fit: .*--gpus 16", capsys.readouterr().err)
@@ -201,7 +201,7 @@ def test_rollouts_are_planned_with_the_engine_that_a_run_takes(layout):
 def test_the_layout_that_is_printed_can_be_given(capsys):
     layout = Layout(tensor=2, pipeline=2, virtual=2, sequence=True, recompute="full", distributed_optimizer=True)
     words = overrides(layout).split()
-    assert set(words[::2]) <= {f"--parallel.{name}" for name in engine_features()}
+    assert set(words[::2]) <= {f"--parallel.{name}" for name in KEYS}
     words += ["--model.dtype", "float32", "--gpu", "b200", "--gpus", "8"]
     found = plan(capsys, "qwen3-0.6b-a-grpo", *words, "--as-given")
     given = found["layouts"][0]["layout"]

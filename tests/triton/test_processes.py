@@ -20,9 +20,10 @@ OTHERS = tuple(sorted({file.name for file in HERE.glob("test_*.py")} - {*HEAD, *
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this folder's tests run on the GPU themselves")
 
 
-def run_tests(files: tuple[str, ...], *arguments: str) -> None:
+@pytest.mark.parametrize("files", [HEAD, OTHERS], ids=["head", "others"])
+def test_in_the_interpreter(files: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *(str(HERE / f) for f in files)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / f) for f in files)],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         stdout=subprocess.PIPE,
@@ -32,14 +33,3 @@ def run_tests(files: tuple[str, ...], *arguments: str) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout, done.stdout
-
-
-@pytest.mark.parametrize("files", [HEAD, OTHERS], ids=["head", "others"])
-def test_in_the_interpreter(files: tuple[str, ...]) -> None:
-    run_tests(files)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("files", [HEAD, OTHERS], ids=["head", "others"])
-def test_slow_ones_in_the_interpreter(files: tuple[str, ...]) -> None:
-    run_tests(files, "-m", "slow")
