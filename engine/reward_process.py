@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -62,6 +63,7 @@ class RewardProcess:
     def __init__(self, path: str, field: str, bounds: Bounds) -> None:
         self.path, self.field, self.bounds = path, field, bounds
         self._process: subprocess.Popen[bytes] | None = None
+        self._calls = 0
         self.parameters: dict[str, Any] = {}
         self._start()
 
@@ -83,9 +85,11 @@ class RewardProcess:
         known = self.parameters
         passed = {name: value for name, value in keywords.items() if known["anything"] or name in known["accepted"]}
         extras = [name for name in EXTRAS if known["anything"] or name in known["accepted"]]
+        call = pickle.dumps({"keywords": passed, "state": dict(state), "extras": extras})
+        self._calls += 1
         self._deadline = time.monotonic() + self.bounds.timeout
         with contextlib.suppress(OSError):  # a process that has died is found by `finish`
-            self._connection.send({"keywords": passed, "state": dict(state), "extras": extras})
+            self._connection.send((self._calls, call))
 
     def finish(self, count: int) -> tuple[list[float | str | None], list[tuple[str, float]]]:
         """The call's values, each a number, None, or a text that says why it is neither; and what it logged.
@@ -95,10 +99,7 @@ class RewardProcess:
             UserError: it did not return `count` values.
         """
         try:
-            if not self._connection.poll(max(0.0, self._deadline - time.monotonic())):
-                self.close()
-                raise CallFailed(f"took longer than {self.bounds.timeout:g} s", timed_out=True)
-            answer = json.loads(self._connection.recv_bytes())
+            answer = self._answer()
         except (EOFError, OSError):
             code = self.close()
             raise CallFailed(f"its process ended with {_ending(code)}") from None
@@ -113,6 +114,15 @@ class RewardProcess:
                 f"got {len(values)}"
             )
         return values, [(name, value) for name, value in answer["logged"]]
+
+    def _answer(self) -> dict[str, Any]:
+        """The answer to the last call; one to an earlier call is passed over."""
+        while self._connection.poll(max(0.0, self._deadline - time.monotonic())):
+            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+            if answer["call"] == self._calls:
+                return answer
+        self.close()
+        raise CallFailed(f"took longer than {self.bounds.timeout:g} s", timed_out=True)
 
     def close(self) -> int | None:
         """Kill the process with everything it started; its exit code."""

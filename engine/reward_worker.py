@@ -11,6 +11,7 @@ import json
 import math
 import numbers
 import os
+import pickle
 import signal
 import sys
 import types
@@ -19,6 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 _PR_SET_PDEATHSIG = 1
+_WORKER = os.getpid()
 
 
 def main() -> None:
@@ -42,17 +44,22 @@ def main() -> None:
     _send(connection, answer)
     while True:
         try:
-            call = connection.recv()
+            number, pickled = connection.recv()
         except EOFError:
             return
+        try:
+            call = pickle.loads(pickled)
         except Exception as error:
             # Columns may be of the user's own classes, and unpickling them is their code.
-            _send(connection, {"error": f"cannot be read: {describe(error)}"})
-            continue
-        _send(connection, answer_call(function, call))
+            answer = {"error": f"cannot be read: {describe(error)}"}
+        else:
+            answer = answer_call(function, call)
+        _send(connection, {"call": number, **answer})
 
 
 def _send(connection: Connection, answer: dict[str, Any]) -> None:
+    if os.getpid() != _WORKER:
+        os._exit(0)  # a child that the function forked and let return: there is one answer, the parent's
     connection.send_bytes(json.dumps(answer).encode("utf-8", errors="replace"))
 
 

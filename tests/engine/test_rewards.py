@@ -16,7 +16,8 @@ from aapa.engine.reward_process import Bounds
 from aapa.engine.rewards import FailureWindow, LocalReward, RewardPool, Rewards, call_keywords
 
 FUNCTIONS = """
-import asyncio, os, time
+import asyncio, json, os, sys, time
+from multiprocessing.connection import Connection
 import numpy as np
 
 calls = 0
@@ -82,6 +83,18 @@ def counts(completions, **columns):
 
 def pid(completions, **columns):
     return [float(os.getpid())] * len(completions)
+
+def forks(completions, **columns):
+    forked = os.fork()
+    if forked:
+        os.waitpid(forked, 0)
+    return [float(forked != 0)] * len(completions)
+
+def twice(completions, **columns):
+    if "bad" in completions:
+        answer = {"call": 1, "values": [9.0] * len(completions), "logged": []}
+        Connection(os.dup(int(sys.argv[1]))).send_bytes(json.dumps(answer).encode())
+    return [1.0] * len(completions)
 
 def child(completions, **columns):
     import subprocess, sys
@@ -197,6 +210,36 @@ def test_the_process_is_another_one_and_lasts(call) -> None:
     assert first[0] != os.getpid()
     assert call("counts") == [1.0, 1.0]
     assert call("counts") == [2.0, 2.0]
+
+
+def test_a_forked_child_that_returns_does_not_answer(call) -> None:
+    assert call("forks") == [1.0, 1.0]
+    assert call("forks", completions=["x"]) == [1.0]
+
+
+def test_a_module_that_forks_is_loaded_once(pool: RewardPool, tmp_path: Path) -> None:
+    text = "import os\nforked = os.fork()\nif forked: os.waitpid(forked, 0)\n"
+    text += "def parent(completions, **columns): return [float(forked != 0)] * len(completions)\n"
+    (tmp_path / "forking.py").write_text(text)
+    rewards = pool.open([RewardTable(function=f"{tmp_path}/forking.py:parent")], "stages.0.rewards")
+    assert [rewards(examples(1), ["x"], [True]) for _ in range(2)] == [[1.0], [1.0]]
+
+
+def test_an_answer_to_an_earlier_call_is_passed_over(call) -> None:
+    call("twice", completions=["bad"])
+    assert call("twice", completions=["x", "y", "z"]) == [1.0, 1.0, 1.0]
+
+
+class Unreadable:
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_columns_that_cannot_be_read_fail_their_samples(pool: RewardPool, tmp_path: Path) -> None:
+    rewards = pool.open([RewardTable(function=f"{tmp_path}/functions.py:arrays")], "stages.0.rewards")
+    rows = [Example(0, "p", ("e",), {"topic": "t"}), Example(1, "p", ("e",), {"topic": Unreadable()})]
+    assert same(rewards(rows, ["x", "y"], [True, True]), [0.0, None])
+    assert "cannot be read: ValueError" in rewards.last_failure
 
 
 def test_what_trl_passes_besides(call) -> None:
