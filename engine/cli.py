@@ -124,10 +124,12 @@ def _run(words: list[str]) -> None:
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from aapa.engine.check import check_run, recipe_notes
     from aapa.engine.recipe import load_recipe
+    from aapa.engine.run_output import check_output
 
     recipe = load_recipe(arguments.recipe, overrides)
     output = arguments.output or recipe.directory()
     if arguments.check:
+        check_output(Path(output))
         for line in [*check_run(recipe), *recipe_notes(recipe)]:
             print(line)
         stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"

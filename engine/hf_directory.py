@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Origin", "SafetensorsWeights", "read_config", "read_tokenizer", "replace_directory", "write_directory"]
 
+GENERATION_FILE = "generation_config.json"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -53,11 +55,11 @@ class Origin:
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             if name in files:
                 files[name] = _json_bytes(json.loads(files[name]) | {"eos_token": token})
-        settings = json.loads(files.get("generation_config.json", b"{}"))
+        settings = json.loads(files.get(GENERATION_FILE, b"{}"))
         before = settings.get("eos_token_id")
         others = before if isinstance(before, list) else [before]
         ends = [number, *(other for other in others if other not in (None, number))]
-        files["generation_config.json"] = _json_bytes(settings | {"eos_token_id": ends})
+        files[GENERATION_FILE] = _json_bytes(settings | {"eos_token_id": ends})
         return replace(self, files=files)
 
 
@@ -69,7 +71,7 @@ def read_config(directory: Path, field: str = "model.source") -> PretrainedConfi
     """The model configuration of a directory.
 
     Raises:
-        UserError: no directory, no config.json in it, or a model that the policy would not compute exactly.
+        UserError: no directory, no config.json in it, unreadable settings, or a model that is not computed exactly.
     """
     file = directory / "config.json"
     if not file.is_file():
@@ -77,9 +79,11 @@ def read_config(directory: Path, field: str = "model.source") -> PretrainedConfi
     problems = config_problems(read_json(file, field))
     if problems:
         raise UserError(problem_text(f"{field}: {file}", problems))
+    if (directory / GENERATION_FILE).is_file():
+        read_json(directory / GENERATION_FILE, field)
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
+    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"{field}: expected a configuration that transformers reads in {file}, got {why}") from None
 

@@ -42,7 +42,8 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
     left out.
 
     Raises:
-        UserError: no safetensors files, files that disagree with their index, or tensors that do not fit; by file.
+        UserError: no safetensors files, files that disagree with their index, or tensors that do not fit; by file. When
+            a tensor is read: values that are not finite.
     """
 
     def __init__(self, directory: Path, field: str = "model.source", config: PretrainedConfig | None = None) -> None:
@@ -53,8 +54,12 @@ class SafetensorsWeights(Mapping[str, "Tensor"]):
             self._headers = {name: self._headers[name] for name in sorted(without_copies(self._headers, config))}
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._headers[name].file, framework="pt") as file:
-            return file.get_tensor(name)
+        path = self._headers[name].file
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        if not tensor.isfinite().all():
+            raise UserError(f"{self._field}: expected finite numbers in {name!r} of {path}, got NaN or infinite ones")
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._headers)

@@ -36,9 +36,14 @@ FILES = [*TRAVELLING, "model.safetensors", "model-*.safetensors", "model.safeten
 _BEAT_SECONDS = 5.0
 
 
+def looks_like_hub_name(source: str) -> bool:
+    """Whether `source` is OWNER/NAME or OWNER/NAME@REVISION, as relative paths of two parts are too."""
+    return bool(_NAME.fullmatch(source))
+
+
 def is_hub_name(source: str) -> bool:
-    """Whether `source` is OWNER/NAME or OWNER/NAME@REVISION, and no path that exists."""
-    return bool(_NAME.fullmatch(source)) and not Path(source).exists()
+    """Whether `source` looks like a name on the hub, and is no path that exists."""
+    return looks_like_hub_name(source) and not Path(source).exists()
 
 
 def local_directory(source: str, parallel: Parallel, field: str = "model.source") -> Path:

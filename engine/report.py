@@ -261,17 +261,14 @@ def load_runs(run_dirs: Sequence[Path]) -> list[Run]:
 
 
 def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
-    """Write one self-contained HTML page about the runs, and the curves beside it as PNG.
+    """Write one self-contained HTML page about the runs, and the curves beside it as PNG; returns the page's path.
 
     Args:
         run_dirs: the runs, in the order they are shown.
         output: the page, or a directory for it; by default report.html in the first run directory.
 
-    Returns:
-        path of the page.
-
     Raises:
-        UserError: no run, a directory without one, or a damaged file; the message names it.
+        UserError: no run, a directory without one, a damaged file, or a page that cannot be written; it is named.
     """
     # Imported here: the page is built from this module's tables.
     from aapa.engine.report_page import render_page
@@ -280,8 +277,11 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
     page = runs[0].directory if output is None else Path(output)
     if page.is_dir():
         page = page / REPORT_FILE
-    page.parent.mkdir(parents=True, exist_ok=True)
-    _replace(page, render_page(runs, page.parent).encode("utf-8", errors="replace"))
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        _replace(page, render_page(runs, page.parent).encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(f"output: expected a page that can be written, got {page}: {error}") from None
     return page
 
 

@@ -30,6 +30,7 @@ from aapa.engine.reward_model import open_directory
 from aapa.engine.rewards import FailureWindow, Rewards
 from aapa.engine.rollout import build_engine, chosen_engine
 from aapa.engine.run import DTYPES, Run, StageRun
+from aapa.engine.run_output import write_recipe
 from aapa.engine.scoring import Scorer
 from aapa.engine.scratch import scratch_config
 from aapa.engine.tasks import load_task
@@ -116,7 +117,7 @@ def begin_directory(run: Run, fresh: bool) -> None:
     if parallel.is_main:
         try:
             run.directory.mkdir(parents=True, exist_ok=True)
-            (run.directory / "recipe.toml").write_text(run.recipe.to_toml())
+            write_recipe(run.recipe, run.directory)
             if isinstance(run.task, FileTask):
                 run.task.write_facts(run.directory)
         except OSError as error:

@@ -25,10 +25,12 @@ from aapa.engine.hf_directory import SafetensorsWeights
 from aapa.engine.metrics import MetricsLog, SampleLog
 from aapa.engine.policy import parallel as groups
 from aapa.engine.policy.optimizer import AdamSettings
+from aapa.engine.policy.parallel import Parallel
 from aapa.engine.progress import StageProgress
 from aapa.engine.recipe import Recipe
 from aapa.engine.report import write_report
 from aapa.engine.run import Run, StageRun
+from aapa.engine.run_output import check_output
 from aapa.engine.setup import begin_directory, open_run, open_stage, start_groups
 from aapa.engine.step import training_step
 from aapa.engine.summary import SummaryFile
@@ -45,11 +47,24 @@ def train(recipe: Recipe, output: Path) -> None:
     torch.set_num_threads(recipe.parallel.threads)
     parallel = start_groups(recipe.parallel)
     try:
+        _check_output(output, parallel)
         run = open_run(recipe, output, parallel)
         with _stop_signal() as stop, closing(run.pool):
             Trainer(run, stop).train()
     finally:
         groups.stop()
+
+
+def _check_output(output: Path, parallel: Parallel) -> None:
+    """Rank 0 looks and all ranks refuse: another node may not see the directory."""
+    problem = None
+    try:
+        if parallel.is_main:
+            check_output(output)
+    except UserError as error:
+        problem = str(error)
+    if problem := parallel.from_main(problem):
+        raise UserError(problem)
 
 
 class StopRequest:

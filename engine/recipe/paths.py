@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from aapa.engine.hub import looks_like_hub_name
 from aapa.engine.recipe import problems
+
+# Directories that a recipe names, and what their fields can say instead of a path.
+_DIRECTORIES = {
+    ("model", "source"): ("scratch",),
+    ("discriminator", "source"): (),
+    ("discriminator", "reward_model"): (),
+    ("discriminator", "trunk"): ("base", "stage_start"),
+}
 
 
 def resolve_paths(table: dict[str, Any], folder: Path, overridden: Collection[problems.Path]) -> None:
-    """Make the data's files and the files of reward functions absolute, in place.
+    """Make files and directories absolute, in place: of the data, reward functions, models and discriminators.
 
-    Values of a wrong type stay for the schema to refuse.
+    Values of a wrong type stay for the schema to refuse; OWNER/NAME is a path only where a directory has that name.
 
     Args:
         folder: of the recipe.
@@ -23,6 +32,7 @@ def resolve_paths(table: dict[str, Any], folder: Path, overridden: Collection[pr
         given = any(path[: len(start)] == start for start in overridden)
         return Path.cwd() if given else folder
 
+    _resolve_directories(table, base)
     data = table.get("data")
     if isinstance(data, dict):
         for field in ("files", "evaluation_files"):
@@ -43,6 +53,17 @@ def resolve_paths(table: dict[str, Any], folder: Path, overridden: Collection[pr
     evaluation = table.get("evaluation")
     for number, reward in enumerate(_tables(evaluation.get("rewards")) if isinstance(evaluation, dict) else []):
         _resolve_reward(reward, base("evaluation", "rewards", number, "function"))
+
+
+def _resolve_directories(table: dict[str, Any], base: Callable[..., Path]) -> None:
+    for (name, field), words in _DIRECTORIES.items():
+        values = table.get(name)
+        value = values.get(field) if isinstance(values, dict) else None
+        if not isinstance(values, dict) or not isinstance(value, str) or value in ("", *words):
+            continue
+        directory = base(name, field) / value
+        if directory.is_dir() or (name, field) != ("model", "source") or not looks_like_hub_name(value):
+            values[field] = str(directory)
 
 
 def _resolve_reward(reward: dict[str, Any], folder: Path) -> None:

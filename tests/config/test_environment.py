@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aapa.engine.recipe import RecipeError, load_recipe
+from aapa.engine.recipe.paths import resolve_paths
 
 RECIPE = """\
 name = "small"
@@ -127,3 +128,25 @@ def test_names_that_cannot_be_imported(problems: Problems, word: str, field: str
     (line,) = problems(word, name)
     assert line.startswith(f"command line: {field}: expected something importable, got {name!r}")
     assert reason in line
+
+
+def test_directories_are_seen_from_the_recipes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files are; from the command line, from the current directory. OWNER/NAME is a directory where there is one."""
+    folder, here = tmp_path / "recipes", tmp_path / "here"
+    for directory in (folder / "models" / "a", folder / "judge", here / "models" / "b"):
+        directory.mkdir(parents=True)
+    monkeypatch.chdir(here)
+
+    def resolved(value: str, table: str = "model", field: str = "source", overridden: bool = False) -> str:
+        recipe = {table: {field: value}}
+        resolve_paths(recipe, folder, [(table, field)] if overridden else [])
+        return recipe[table][field]
+
+    assert resolved("models/a") == str(folder / "models" / "a")
+    assert resolved("models/b", overridden=True) == str(here / "models" / "b")
+    assert resolved("nowhere") == str(folder / "nowhere")
+    for word in ("scratch", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B@main"):
+        assert resolved(word) == word
+    for field in ("source", "trunk", "reward_model"):
+        assert resolved("judge", "discriminator", field) == str(folder / "judge")
+    assert resolved("base", "discriminator", "trunk") == "base"

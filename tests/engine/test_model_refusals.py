@@ -100,6 +100,7 @@ CONFIGURATIONS = {
     "groups": ({"num_key_value_heads": 3}, "expected num_key_value_heads to be a divisor of 4 heads, got 3"),
     "odd heads": ({"head_dim": 7}, "expected head_dim to be even"),
     "no layers": ({"num_hidden_layers": "many"}, "expected num_hidden_layers in config.json to be a whole number"),
+    "type": ({"dtype": "float99"}, "expected a configuration that transformers reads"),
     "no number": ({"rms_norm_eps": "small"}, "expected a configuration that transformers reads"),
 }
 
@@ -124,6 +125,18 @@ def test_a_sliding_window_of_qwen3_that_is_switched_off_is_none(tmp_path):
 def test_a_config_that_is_none(text, source):
     (source / "config.json").write_text(text)
     assert "config.json" in refusal(source)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_generation_settings_that_are_none(text, source):
+    (source / "generation_config.json").write_text(text)
+    assert "generation_config.json" in refusal(source)
+
+
+def test_weights_that_are_not_finite(source):
+    rewrite(source, lambda state: state[UP].view(-1)[-1:].fill_(float("nan")))
+    with pytest.raises(UserError, match=rf"finite numbers in '{UP}' of .*/model.safetensors, got NaN"):
+        SafetensorsWeights(source, config=read_config(source))[UP]
 
 
 def test_no_directory(tmp_path):
