@@ -37,11 +37,13 @@ class Candidate:
             or method.
         run: does the work once on inputs it holds.
         mode: "forward", "forward+backward" or the operation's own mode.
+        peer: whether it is another project's, or what one would write without ours.
     """
 
     backend: str
     run: Callable[[], Any]
     mode: str = "forward"
+    peer: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Case:
         moved_bytes: bytes that must be read and written, for GB/s and the copy as a limit; None where it says
             nothing.
         flops: floating-point operations, for TFLOP/s and the matrix product as a limit.
+        floor: what no implementation of this way can do without, such as its bare matrix products; measured among the
+            candidates.
     """
 
     op: str
@@ -64,6 +68,7 @@ class Case:
     candidates: Sequence[Candidate]
     moved_bytes: int | None = None
     flops: int | None = None
+    floor: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class Row:
         p20_ms, p50_ms, p80_ms: of the samples.
         peak_mb: allocated on the device beyond what lay there before; None on the CPU, which does not tell.
         limit_ratio: time of the limit over the time of the candidate: 1 is as fast as the hardware allows.
+        floor_ratio: time of the candidate over that of the case's floor; None where it has none.
+        floor_bytes_ratio: the same over the floor and a copy of `moved_bytes`, one after the other.
         peers: time of each other candidate over the time of this one: above 1 this one is faster.
     """
 
@@ -98,6 +105,8 @@ class Row:
     gb_s: float | None
     tflop_s: float | None
     limit_ratio: float | None
+    floor_ratio: float | None = None
+    floor_bytes_ratio: float | None = None
     peers: dict[str, float] = field(default_factory=dict)
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -150,6 +159,8 @@ def limits(case: Case, device: torch.device) -> dict[str, Candidate]:
         source = torch.zeros(max(1, case.moved_bytes // 2), dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         found["copy"] = Candidate("copy", lambda: target.copy_(source))
+    if case.floor is not None:
+        found["floor"] = Candidate("floor", case.floor)
     if case.flops is not None:
         size = matrix_size(device)
         dtype = getattr(torch, case.dtype)
@@ -188,10 +199,16 @@ def measure(case: Case, options: Options) -> list[Row]:
     if "matmul" in bounds and case.flops is not None:
         limit_seconds["matmul"] = median["limit matmul"] * case.flops / (2 * matrix_size(options.device) ** 3)
     bound = max(limit_seconds.values(), default=None)
-    return [
+    rows = [
         make_row(case, c, samples[f"{c.backend} {c.mode}"], peaks[f"{c.backend} {c.mode}"], bound, median)
         for c in case.candidates
     ]
+    if "floor" in bounds:
+        for row in rows:
+            row.floor_ratio = row.p50_ms / (1e3 * median["limit floor"])
+            if "copy" in bounds:
+                row.floor_bytes_ratio = row.p50_ms / (1e3 * (median["limit floor"] + median["limit copy"]))
+    return rows
 
 
 def make_row(
@@ -249,15 +266,15 @@ def print_table(rows: Sequence[Row]) -> None:
         "GB/s",
         "TFLOP/s",
     )
-    lines = [(*header, "of limit", "peer / ours")]
+    lines = [(*header, "of limit", "x floor", "x floor + bytes", "peer / ours")]
     ours = rows[0]
     for row in rows:
-        figures = (row.peak_mb, row.gb_s, row.tflop_s, row.limit_ratio)
-        peak, gb, tflop, limit = ("" if x is None else f"{x:.3g}" for x in figures)
+        figures = (row.peak_mb, row.gb_s, row.tflop_s, row.limit_ratio, row.floor_ratio, row.floor_bytes_ratio)
+        shown = tuple("" if x is None else f"{x:.3g}" for x in figures)
         shape = " ".join(f"{name}={size}" for name, size in row.shape.items())
         times = (f"{x:.3f}" for x in (row.p20_ms, row.p50_ms, row.p80_ms))
         ratio = f"{row.p50_ms / ours.p50_ms:.2f}x"
-        lines.append((row.op, shape, row.dtype, row.backend, row.mode, *times, peak, gb, tflop, limit, ratio))
+        lines.append((row.op, shape, row.dtype, row.backend, row.mode, *times, *shown, ratio))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -286,27 +303,39 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, help="samples of each candidate (default 50, with --smoke 2)")
+    parser.add_argument("--output", type=Path, help="file to which JSON lines are appended")
+    parser.add_argument("--smoke", action="store_true", help="small shapes and few rounds: does it run?")
+
+
+def parse_options(parsed: argparse.Namespace) -> Options:
+    return Options(torch.device(parsed.device), parsed.smoke, parsed.rounds or (2 if parsed.smoke else 50))
+
+
+def run_cases(cases: Sequence[Case], options: Options, output: Path | None) -> None:
+    """Measures cases one after the other, prints their tables, and appends JSON lines to a file if there is one."""
+    for case in cases:
+        rows = measure(case, options)
+        for row in rows:
+            row.device, row.versions, row.commit = device_name(options.device), versions(), commit()
+        print_table(rows)
+        if output is not None:
+            with output.open("a") as file:
+                file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+
+
 def main(cases: Callable[[Options], Sequence[Case]], arguments: Sequence[str] | None = None) -> int:
-    """Command line of a benchmark file: measures its cases, prints tables, and appends JSON lines if asked.
+    """Command line of a benchmark file.
 
     Args:
         cases: makes the cases; small ones with `smoke`.
         arguments: of the command line; None takes the process's.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, help="samples of each candidate (default 50, with --smoke 2)")
-    parser.add_argument("--output", type=Path, help="file to which JSON lines are appended")
-    parser.add_argument("--smoke", action="store_true", help="small shapes and few rounds: does it run?")
+    add_arguments(parser)
     parsed = parser.parse_args(arguments)
-    rounds = parsed.rounds or (2 if parsed.smoke else 50)
-    options = Options(torch.device(parsed.device), parsed.smoke, rounds)
-    for case in cases(options):
-        rows = measure(case, options)
-        for row in rows:
-            row.device, row.versions, row.commit = device_name(options.device), versions(), commit()
-        print_table(rows)
-        if parsed.output is not None:
-            with parsed.output.open("a") as file:
-                file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+    options = parse_options(parsed)
+    run_cases(cases(options), options, parsed.output)
     return 0

@@ -27,12 +27,13 @@ def case(problem: HeadProblem, backward: bool) -> Case:
         problem.shape,
         problem.dtype,
         [
+            Candidate("auto", lambda: finish(linear_logprob(hidden, weight, target)[0]), mode),
             Candidate(
                 "reference",
                 lambda: finish(linear_logprob(hidden, weight, target, backend="reference")[0]),
                 mode,
             ),
-            Candidate("whole logits", lambda: finish(whole_logits(hidden, weight, target)), mode),
+            Candidate("whole logits", lambda: finish(whole_logits(hidden, weight, target)), mode, peer=True),
         ],
         flops=problem.flops_per_gemm * (4 if backward else 1),
     )

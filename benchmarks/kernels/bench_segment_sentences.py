@@ -60,6 +60,12 @@ def sentencex_ends(whole: str) -> list[int]:
     return list(accumulate(len(part) for part in sentencex.segment("en", whole)))
 
 
+def cut_only(decoded: list[str]) -> None:
+    """What sentencex itself takes: no decoding, and no boundary moved to a token."""
+    for whole in decoded:
+        sentencex.segment("en", whole)
+
+
 def case(number: int, tokens: int, options: Options) -> Case:
     """Responses of about so many tokens."""
     rng = random.Random(0)
@@ -75,6 +81,7 @@ def case(number: int, tokens: int, options: Options) -> Case:
     offsets = list(accumulate(map(len, responses), initial=0))
     token_T = torch.tensor([token for ids in responses for token in ids], device=options.device)
     cu_seqlens = torch.tensor(offsets, dtype=torch.int32, device=options.device)
+    decoded = ["".join(texts[token] for token in ids) for ids in responses]
     sentences = len(segment_sentences(token_T, cu_seqlens, table)) - 1
     assert max(b - a for a, b in pairwise(offsets)) > 0
     return Case(
@@ -82,9 +89,11 @@ def case(number: int, tokens: int, options: Options) -> Case:
         {"N": number, "T": len(token_T), "S": sentences},
         "int64",
         [
+            Candidate("auto", lambda: segment_sentences(token_T, cu_seqlens, table)),
             Candidate("reference", lambda: segment_sentences(token_T, cu_seqlens, table, backend="reference")),
-            Candidate("text + regex", lambda: by_text(responses, texts, regex_ends)),
-            Candidate("text + sentencex", lambda: by_text(responses, texts, sentencex_ends)),
+            Candidate("text + regex", lambda: by_text(responses, texts, regex_ends), peer=True),
+            Candidate("text + sentencex", lambda: by_text(responses, texts, sentencex_ends), peer=True),
+            Candidate("sentencex alone, on the decoded text", lambda: cut_only(decoded), peer=True),
         ],
         moved_bytes=8 * len(token_T),
     )
