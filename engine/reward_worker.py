@@ -21,6 +21,8 @@ from typing import Any, cast
 
 _PR_SET_PDEATHSIG = 1
 _WORKER = os.getpid()
+# Of float32, in which TRL keeps rewards.
+LARGEST = 3.4028234663852886e38
 
 
 def main() -> None:
@@ -34,10 +36,12 @@ def main() -> None:
     if start["memory_bytes"] is not None:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (start["memory_bytes"],) * 2)
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = start["memory_bytes"] if hard == resource.RLIM_INFINITY else min(start["memory_bytes"], hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         function = load(start["function"])
-        answer = {"parameters": parameters(function)}
+        answer: dict[str, Any] = {"parameters": parameters(function)}
     except BaseException as error:
         _send(connection, {"error": reason(error, start["function"])})
         return
@@ -99,13 +103,19 @@ def reason(error: BaseException, path: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The error in a line, and the line of code that raised it."""
+    """The error in a line, and the line of the user's code that raised it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    where = "" if trace is None else f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+    file = __file__ if trace is None else trace.tb_frame.f_code.co_filename
+    where = "" if trace is None or file == __file__ else f" at {os.path.basename(file)}:{trace.tb_lineno}"
     text = str(error).splitlines()[0][:200] if str(error) else ""
-    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+    return printable(f"{type(error).__name__}{': ' if text else ''}{text}{where}")
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for each lone surrogate, which neither a terminal nor a log takes."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
@@ -130,7 +140,7 @@ def answer_call(function: Callable[..., Any], call: dict[str, Any]) -> dict[str,
     keywords = dict(call["keywords"])
     given = {
         "trainer_state": types.SimpleNamespace(**call["state"]),
-        "log_metric": lambda name, value: logged.append((str(name), float(value))),
+        "log_metric": lambda name, value: logged.append((printable(str(name)), float(value))),
         "log_extra": lambda column, values: None,
     }
     keywords |= {name: value for name, value in given.items() if name in call["extras"]}
@@ -138,12 +148,15 @@ def answer_call(function: Callable[..., Any], call: dict[str, Any]) -> dict[str,
         result = function(**keywords)
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))
-    except (Exception, SystemExit) as error:
+        if isinstance(result, str | bytes | dict | set | frozenset) or not hasattr(result, "__iter__"):
+            return {"shape": type(result).__name__}
+        if getattr(result, "ndim", 1) == 0:
+            return {"shape": f"{type(result).__name__} of 0 dimensions"}
+        # A generator is the user's code, too, and so is the conversion of what is in it.
+        values = [number(value) for value in result]
+    except (Exception, SystemExit, asyncio.CancelledError) as error:
         return {"error": describe(error)}
-    if isinstance(result, str | bytes | dict) or not hasattr(result, "__iter__"):
-        return {"shape": type(result).__name__}
-    finite = [(name, value) for name, value in logged if math.isfinite(value)]
-    return {"values": [number(value) for value in result], "logged": finite}
+    return {"values": values, "logged": [(name, value) for name, value in logged if math.isfinite(value)]}
 
 
 async def _awaited(value: Any) -> Any:
@@ -154,13 +167,24 @@ def number(value: Any) -> float | str | None:
     """A float, None as it is, or a text that says why it is neither."""
     if value is None:
         return None
-    if not isinstance(value, numbers.Real) and not hasattr(value, "__float__"):
-        return f"expected a number or None, got {value!r:.80}"
+    # NumPy's texts and complex numbers have a __float__, which parses the one and cuts the other.
+    convertible = hasattr(value, "__float__") and not isinstance(value, str | bytes)
+    if isinstance(value, numbers.Complex):
+        convertible = isinstance(value, numbers.Real)
     try:
-        converted = float(value)
+        converted = float(value) if convertible else None
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        return f"expected a number or None, got {value!r:.80}"
-    return converted if math.isfinite(converted) else f"expected a finite number or None, got {converted}"
+        converted = None
+    if converted is None:
+        return f"expected a number or None, got {printable(' '.join(repr(value).split())):.80}"
+    return magnitude_problem(converted) or converted
+
+
+def magnitude_problem(value: float) -> str:
+    """What is wrong with a number that is not finite, or would not be in float32; nothing if it is a reward."""
+    if not math.isfinite(value):
+        return f"expected a finite number or None, got {value}"
+    return "" if abs(value) <= LARGEST else f"expected a number within float32, at most {LARGEST:.2g}, got {value:g}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from aapa.engine.console import announce
 from aapa.engine.errors import TrainingFault, UserError
 from aapa.engine.examples import Example
 from aapa.engine.reward_process import EXTRAS, Bounds, CallFailed, RewardProcess, check_parameters
-from aapa.engine.reward_worker import answer_call, load, parameters, reason
+from aapa.engine.reward_worker import answer_call, load, magnitude_problem, parameters, reason
 
 if TYPE_CHECKING:
     from aapa.engine.recipe import RewardTable
@@ -166,22 +166,26 @@ class Rewards:
 
         A function scores None where it does not apply. NaN, which masks the sample, stands where no function applies,
         and where one of them fails: it raises, takes too long, ends its process, or returns something that is no
-        finite number. A batch that fails as a whole is tried again sample by sample.
+        number within float32; or the sum is none. A batch that fails as a whole is tried again sample by sample.
         """
         keywords = call_keywords(examples, completions, finished, completion_ids)
         state = {"global_step": step, "max_steps": steps}
         for runner, _ in self.functions:
             runner.begin(keywords, state)
-        total = [math.nan] * len(completions)
+        totals: list[float | None] = [None] * len(completions)
         failed: set[int] = set()
         for runner, weight in self.functions:
             for index, value in enumerate(self._values(runner, keywords, state, len(completions))):
                 if isinstance(value, str):
                     failed.add(index)
-                    self._report(runner, value)
+                    self._report(runner.path, value)
                 elif value is not None:
-                    total[index] = weight * value + (0.0 if math.isnan(total[index]) else total[index])
-        return [math.nan if index in failed else value for index, value in enumerate(total)]
+                    totals[index] = weight * value + (totals[index] or 0.0)
+        for index, total in enumerate(totals):
+            if index not in failed and total is not None and (problem := magnitude_problem(total)):
+                failed.add(index)
+                self._report("the weighted sum", problem)
+        return [math.nan if total is None or index in failed else total for index, total in enumerate(totals)]
 
     def take_logged(self) -> list[tuple[str, float]]:
         """What functions logged since the last call."""
@@ -214,8 +218,8 @@ class Rewards:
                 timeouts += error.timed_out
         return values
 
-    def _report(self, runner: RewardRunner, text: str) -> None:
-        self.last_failure = f"{runner.path}: {text}"
+    def _report(self, source: str, text: str) -> None:
+        self.last_failure = f"{source}: {text}"
         self._reports += 1
         if self._reports <= REPORTS:
             last = "; further ones are counted only" if self._reports == REPORTS else ""

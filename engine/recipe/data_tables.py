@@ -7,9 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from aapa.engine.recipe.fields import CHANGEABLE, BelowOne, Count, Fraction, Positive, Table, Text
+from aapa.engine.recipe.fields import CHANGEABLE, BelowOne, Count, Fraction, Table, Text
 from aapa.engine.recipe.problems import suggestion
 from aapa.engine.tasks import TASKS
+
+# A C long of bytes holds more, and poll(2) more milliseconds than these.
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
+Gigabytes = Annotated[float, Field(gt=0, le=1e6)]
 
 
 def _reward(value: str) -> str:
@@ -78,9 +82,9 @@ class RewardTable(Table):
 class RewardsTable(Table):
     """How reward functions run: one's own in a process each, those of the package in the trainer's."""
 
-    timeout: Positive = Field(60.0, json_schema_extra=CHANGEABLE)
+    timeout: Seconds = Field(60.0, json_schema_extra=CHANGEABLE)
     """Seconds a call may take; the process is then killed and started anew."""
-    memory_gb: Positive | None = Field(None, json_schema_extra=CHANGEABLE)
+    memory_gb: Gigabytes | None = Field(None, json_schema_extra=CHANGEABLE)
     """Address space of each process; if not given, what the machine has."""
     max_failed_fraction: Fraction = Field(0.05, json_schema_extra=CHANGEABLE)
     """Samples without a reward are masked; a larger share of them in a window ends the run."""

@@ -95,7 +95,7 @@ class ParallelTable(Table):
     """Optimizer states, gradients and frozen models leave the GPU in phases of a step that do not need them."""
     micro_batch_tokens: Count = Field(8192, json_schema_extra=CHANGEABLE)
     """The memory knob: most tokens of one forward and backward pass. Does not change the loss."""
-    timeout_seconds: Count = Field(600, json_schema_extra=CHANGEABLE)
+    timeout_seconds: Count = Field(600, le=10**9, json_schema_extra=CHANGEABLE)
     """A collective that takes longer aborts the run."""
     threads: Count = Field(1, json_schema_extra=CHANGEABLE)
     """torch threads of each rank, on the CPU."""

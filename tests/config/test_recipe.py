@@ -90,6 +90,11 @@ def test_the_valid_recipe(valid: dict[str, Any]) -> None:
             "name: expected letters, digits, '.', '_' and '-', a letter or digit first, got 'a/b'",
         ),
         ("seed", -1, "seed: expected a number of at least 0, got -1"),
+        (
+            "parallel.timeout_seconds",
+            10**15,
+            "parallel.timeout_seconds: expected a number of at most 1e+09, got 1000000000000000",
+        ),
         ("model.dtype", "fp16", "model.dtype: expected 'float32' or 'bfloat16', got 'fp16'"),
         ("stages", [], "stages: expected at least 1 of them, got []"),
         ("stages.1.steps", 0, "stages.1.steps: expected a number of at least 1, got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -59,7 +60,32 @@ def eats(completions, **columns):
 
 def odd(completions, **columns):
     values = {"nan": float("nan"), "text": "good", "list": [1.0], "none": None, "huge": float("inf"), "true": True}
+    values |= {"array": np.ones((1, 2)), "digit": np.str_("1"), "complex": np.complex64(1), "scalar": np.float64(1.0)}
     return [values.get(c, 1.0) for c in completions]
+
+def absurd(completions, **columns):
+    return [float(c) for c in completions]
+
+def generated(completions, **columns):
+    for text in completions:
+        if text == "bad":
+            raise ValueError("cannot judge 'bad'")
+        yield 1.0
+
+async def cancelled(completions, **columns):
+    if "bad" in completions:
+        raise asyncio.CancelledError("cannot judge 'bad'")
+    return [1.0] * len(completions)
+
+def unsized(completions, **columns):
+    return np.array(1.0)
+
+def unordered(completions, **columns):
+    return {1.0, 2.0}
+
+def limit(completions, **columns):
+    import resource
+    return [float(resource.getrlimit(resource.RLIMIT_AS)[0])] * len(completions)
 
 def short(completions, **columns):
     return [1.0] * (len(completions) - 1)
@@ -73,6 +99,7 @@ def words(completions, **columns):
 def logs(completions, log_metric, log_extra, trainer_state, **columns):
     log_extra("seen", completions)
     log_metric("words", 3)
+    log_metric("lone " + chr(0xD800), np.float32(1.0))
     log_metric("nothing", float("nan"))
     return [float(trainer_state.global_step)] * len(completions)
 
@@ -152,6 +179,26 @@ def test_what_may_be_returned(call) -> None:
     assert call("waits", completions=["a", "bcd"]) == [1.0, 3.0]
     values = call("odd", completions=["nan", "text", "list", "none", "huge", "true", "else"])
     assert same(values, [None, None, None, None, None, 1.0, 1.0])
+    assert same(call("odd", completions=["array", "digit", "complex", "scalar"]), [None, None, None, 1.0])
+    assert "expected a number or None, got np.complex64(1+0j)" in call.last.last_failure
+
+
+def test_what_float32_does_not_hold_is_no_reward(call) -> None:
+    assert same(call("absurd", completions=["3", "-1e308"]), [3.0, None])
+    assert "absurd: expected a number within float32, at most 3.4e+38, got -1e+308" in call.last.last_failure
+    assert same(call(("absurd", 1e30), completions=["1", "1e30"]), [1e30, None])
+    assert call.last.last_failure == "the weighted sum: expected a number within float32, at most 3.4e+38, got 1e+60"
+    assert same(call(("absurd", 1e300), completions=["1e-300", "1e30"]), [1.0, None])
+    assert call.last.last_failure == "the weighted sum: expected a finite number or None, got inf"
+
+
+def test_memory_beyond_what_the_shell_allows_is_what_the_shell_allows(call, pool, tmp_path, monkeypatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nulimit -v 8000000\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    pool.bounds = Bounds(timeout=20.0, memory_gb=1e6)
+    assert call("limit") == [8000000.0 * 1024] * 2
 
 
 @pytest.mark.parametrize(
@@ -159,6 +206,8 @@ def test_what_may_be_returned(call) -> None:
     [
         ("picky", "ValueError: cannot judge 'bad' at functions.py:"),
         ("hangs", "took longer than 0.3 s"),
+        ("generated", "ValueError: cannot judge 'bad' at functions.py:"),
+        ("cancelled", "CancelledError: cannot judge 'bad' at functions.py:"),
         ("dies", "its process ended with exit code 3"),
     ],
 )
@@ -244,7 +293,7 @@ def test_columns_that_cannot_be_read_fail_their_samples(pool: RewardPool, tmp_pa
 
 def test_what_trl_passes_besides(call) -> None:
     assert call("logs", step=7, steps=9) == [7.0, 7.0]
-    assert call.last.take_logged() == [("words", 3.0)]
+    assert call.last.take_logged() == [("words", 3.0), ("lone ?", 1.0)]
     assert call.last.take_logged() == []
 
 
@@ -268,6 +317,8 @@ def test_chats_arrive_as_messages() -> None:
     [
         ("short", "expected a list of 2 numbers from .*:short, one per completion, got 1"),
         ("single", "expected a list of 2 numbers from .*:single, got float"),
+        ("unsized", "expected a list of 2 numbers from .*:unsized, got ndarray of 0 dimensions"),
+        ("unordered", "expected a list of 2 numbers from .*:unordered, got set"),
         ("words", "expected a list of 2 numbers from .*:words, got str"),
     ],
 )
