@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor
 
+from aapa.engine.errors import UserError
 from aapa.engine.policy import compatibility
 
 
@@ -147,6 +149,7 @@ def start(
     Raises:
         ValueError: the number of processes is no multiple of tensor x context x pipeline, or a layout that splits
             nothing.
+        UserError: there is no network interface that gloo can use.
     """
     _check(tensor, pipeline, context, sequence, virtual)
     compatibility.install()
@@ -215,12 +218,22 @@ def _replica_group(tensor: int, pipeline: int, context: int) -> dist.ProcessGrou
 
 
 def _init_process_group(backend: str, timeout_seconds: float) -> None:
-    timeout = timedelta(seconds=timeout_seconds)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-        return
-    # One process without torchrun: no port is opened.
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    alone: dict[str, Any] = {}
+    if "RANK" not in os.environ:
+        # One process without torchrun: no port is opened.
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), **alone)
+    except RuntimeError as error:
+        # gloo binds an address even where there is nobody to talk to, and has no error of its own for finding none.
+        if not re.search("Unable to find (interface|address) for", str(error)):
+            raise
+        name = os.environ.get("GLOO_SOCKET_IFNAME")
+        if name:
+            text = f"GLOO_SOCKET_IFNAME: expected a network interface with an address, got {name!r}"
+        else:
+            text = "network: expected a loopback interface, which gloo needs, got none; 'ip link set lo up' starts it"
+        raise UserError(text) from error
 
 
 def stop() -> None:
