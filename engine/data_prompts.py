@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from aapa.engine.data_rows import BadRow
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Prompt = str | tuple[Mapping[str, Any], ...]
+PLAINEST = ({"role": "user", "content": "x"},)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def read_messages(value: Sequence[Any], name: str) -> tuple[Mapping[str, Any], .
         if not isinstance(message.get("content"), str):
             got = type(message.get("content")).__name__
             raise BadRow(f"{name}[{number}].content: expected a text, got {got}")
-        check_text(message["content"], f"{name}[{number}].content")
+        for key in ("role", "content"):
+            check_text(message[key], f"{name}[{number}].{key}")
         # Arrow fills the keys that only other rows have with None.
         messages.append({key: item for key, item in message.items() if item is not None})
     if messages[-1]["role"] == "assistant":
@@ -115,14 +118,14 @@ class Renderer:
     """Prompts as the model reads them, and what can be told of their length without making tokens.
 
     Raises:
-        UserError: the tokenizer is needed for messages and has no chat template.
+        UserError: the tokenizer is needed for messages and has no chat template, or one that cannot be used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rules: RowRules) -> None:
         self.tokenizer, self.rules = tokenizer, rules
         self._start = _start_token(tokenizer)
-        self._forms: dict[tuple[str, ...], int | str] = {}
         self._bytes_bound_tokens = _bytes_bound_tokens(tokenizer)
+        self._sure = _sure_characters(tokenizer)
 
     def example(self, row: Row, index: int) -> Example:
         """The example of a row."""
@@ -135,40 +138,21 @@ class Renderer:
         """The prompt with what the chat template, or the tokenizer at the start of a text, adds.
 
         Raises:
-            BadRow: the template refuses the messages.
+            BadRow: the template refuses the messages, or writes nothing.
         """
         messages = self._conversation(prompt)
         return self._start + str(prompt) if messages is None else self._rendered(messages)
-
-    def check_template(self, prompt: Prompt) -> int:
-        """Bytes that the template adds to these messages; each sequence of roles is rendered once.
-
-        Raises:
-            BadRow: the template refuses messages of these roles.
-        """
-        messages = self._conversation(prompt)
-        if messages is None:
-            return len(self._start.encode())
-        form = tuple(message["role"] for message in messages)
-        if form not in self._forms:
-            try:
-                rendered = self._rendered([{"role": r, "content": "x"} for r in form])
-                if not rendered:
-                    raise BadRow(f"{self.rules.prompt_column}: expected a chat template that writes a prompt, got ''")
-                self._forms[form] = len(rendered.encode())
-            except BadRow as error:
-                self._forms[form] = str(error)
-        found = self._forms[form]
-        if isinstance(found, str):
-            raise BadRow(found)
-        return found
 
     def most_tokens(self, text: str) -> int | None:
         """A bound of a text's tokens that needs no tokenizing; None where the tokenizer has none."""
         if not self._bytes_bound_tokens:
             return None
         size = len(text.encode())
-        return 1 + (size if text.isascii() else max(size, len(unicodedata.normalize("NFC", text).encode())))
+        return size if text.isascii() else max(size, len(unicodedata.normalize("NFC", text).encode()))
+
+    def surely_some(self, text: str) -> bool:
+        """Whether a text is known to have tokens without making them."""
+        return self._bytes_bound_tokens and (self._sure is None or not self._sure.isdisjoint(text))
 
     def is_chat(self, prompt: Prompt) -> bool:
         """Whether the prompt goes through the chat template."""
@@ -185,35 +169,74 @@ class Renderer:
                 "tokenizer.chat_template: expected one for prompts that are messages, got none; give prompts as "
                 "texts, or put chat_template.jinja into the directory of model.source"
             )
+        kwargs = self.rules.template_kwargs
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-                **self.rules.template_kwargs,
-            )
+            rendered = _render(self.tokenizer, messages, kwargs, add_generation_prompt=True)
         except _template_errors() as error:
+            _check_template(self.tokenizer, kwargs)
             raise BadRow(f"{self.rules.prompt_column}: expected messages for the chat template, got {error}") from None
-        return str(rendered)
+        check_text(rendered, f"{self.rules.prompt_column} through the chat template")
+        return rendered
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, Any]],
+    kwargs: Mapping[str, Any],
+    **more: Any,
+) -> str:
+    return str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **more, **kwargs))
 
 
 def _template_errors() -> tuple[type[Exception], ...]:
     """What a program in a template may raise."""
     from jinja2 import TemplateError
 
-    return TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError
+    return TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, kwargs: Mapping[str, Any]) -> None:
+    """Whether the template itself, or what the recipe gives it, is why messages are refused.
+
+    Raises:
+        UserError: the template cannot be read, or renders the plainest messages only without the recipe's keywords.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    outcomes: list[Exception | None] = []
+    for given in (kwargs, {}):
+        try:
+            _render(tokenizer, PLAINEST, given, add_generation_prompt=True)
+            outcomes.append(None)
+        except TemplateSyntaxError as error:
+            text = f"a template that Jinja reads, got line {error.lineno}: {error}"
+            raise UserError(f"tokenizer.chat_template: expected {text}") from None
+        except _template_errors() as error:
+            outcomes.append(error)
+    refused, bare = outcomes
+    if refused is not None and bare is None:
+        wanted = "keywords that the chat template takes"
+        raise UserError(f"data.template_kwargs: expected {wanted}, got {dict(kwargs)!r:.200}: {refused}")
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast, template_kwargs: Mapping[str, Any]) -> str:
-    """The token that ends an answer in the chat template; the tokenizer's end of sequence where it writes none."""
-    mark = "answer"
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+    """The token that ends an answer in the chat template; the tokenizer's end of sequence where it writes none.
+
+    What follows an answer is what two conversations that differ in it alone end with, whatever a template makes of it.
+    """
     try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, **template_kwargs))
+        first, second = (
+            _render(tokenizer, [*PLAINEST, {"role": "assistant", "content": answer}], template_kwargs)
+            for answer in ("000", "111")
+        )
     except _template_errors() as error:
         wanted = "one that renders an assistant's answer, whose end is that of responses"
         raise UserError(f"tokenizer.chat_template: expected {wanted}, got {error}") from None
-    after = tokenizer.encode(rendered.rpartition(mark)[2], add_special_tokens=False)
+    if first == second:
+        wanted = "one that writes an assistant's answer, whose end is that of responses"
+        raise UserError(f"tokenizer.chat_template: expected {wanted}, got {first!r:.200} for any answer")
+    same = commonprefix([first[::-1], second[::-1]])[::-1]  # noqa: RUF071 - of characters, not of paths
+    after = tokenizer.encode(same.lstrip(), add_special_tokens=False)
     added = tokenizer.added_tokens_decoder
     token = tokenizer.convert_ids_to_tokens(after[0]) if after and after[0] in added else tokenizer.eos_token
     return str(token)
@@ -236,5 +259,17 @@ def _bytes_bound_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
     return (
         found["model"]["type"] == "BPE"
         and '"ByteLevel"' in splitter
+        and '"add_prefix_space": true' not in splitter  # a byte more for each part of the text
+        and '"Removed"' not in splitter
         and (normalizer is None or normalizer["type"] == "NFC")
     )
+
+
+def _sure_characters(tokenizer: PreTrainedTokenizerFast) -> frozenset[str] | None:
+    """Of a BPE on bytes, characters that are never dropped; None where none is, for every byte is a token."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    known = tokenizer.get_vocab()
+    if all(letter in known for letter in ByteLevel.alphabet()):
+        return None
+    return frozenset(letter for letter in map(chr, range(33, 127)) if letter in known)

@@ -45,7 +45,7 @@ class Scan:
 
 
 def scan_rows(rows: Rows, renderer: Renderer) -> Scan:
-    """Read every row, and count the tokens of those that might be too long.
+    """Read and render every row, and count the tokens of those that might be too long.
 
     Tokens of a chunk are counted beside the reading of the next one: the tokenizer leaves Python to others meanwhile.
     """
@@ -86,7 +86,7 @@ def _add(
 ) -> None:
     """Enter a chunk whose tokens are counted, in the order of its rows."""
     for index, size, longest in counted.result():
-        if reason := _too_long(size, longest, renderer.rules):
+        if reason := _misfit(size, longest, renderer.rules):
             checked[index] = BadRow(reason)
     for index, outcome in checked.items():
         if isinstance(outcome, BadRow):
@@ -100,40 +100,44 @@ def _add(
 
 
 def _key(row: Row) -> int:
-    text = row.prompt if isinstance(row.prompt, str) else json.dumps([dict(message) for message in row.prompt])
+    text = row.prompt
+    if not isinstance(text, str):  # Arrow holds dates and bytes, too
+        text = json.dumps([dict(message) for message in text], default=str)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _doubtful(checked: dict[int, Row | BadRow], renderer: Renderer) -> dict[int, str]:
-    """Prompts, as the model reads them, of rows that may be too long; a `BadRow` takes the place of what the template
-    refuses."""
+    """Prompts, as the model reads them, of rows that may be too long or empty; a `BadRow` takes the place of what the
+    template refuses.
+
+    Every prompt is rendered, for what a template makes of one follows from no other.
+    """
     texts: dict[int, str] = {}
     for index, row in checked.items():
         if isinstance(row, BadRow):
             continue
         try:
-            prompt, expert = _bound(row, renderer.check_template(row.prompt), renderer)
-            if prompt is None or expert is None or _too_long(prompt, expert, renderer.rules):
-                texts[index] = renderer.text(row.prompt)
+            text = renderer.text(row.prompt)
         except BadRow as error:
             checked[index] = error
+            continue
+        prompt, expert = renderer.most_tokens(text), _longest(row, renderer)
+        fits = prompt is not None and expert is not None and not _misfit(prompt, expert, renderer.rules)
+        if not (fits and renderer.surely_some(text)):
+            texts[index] = text
     return texts
 
 
-def _bound(row: Row, added: int, renderer: Renderer) -> tuple[int | None, int | None]:
-    texts = [row.prompt] if isinstance(row.prompt, str) else [str(message["content"]) for message in row.prompt]
-    parts = [renderer.most_tokens(text) for text in texts]
-    prompt = None if None in parts else added + sum(part or 0 for part in parts)
-    return prompt, _longest(row, renderer)
-
-
 def _longest(row: Row, renderer: Renderer) -> int | None:
-    """A bound of the tokens of its longest expert."""
+    """A bound of the tokens of its longest expert with its end of sequence."""
     experts = [renderer.most_tokens(text) for text in row.experts]
-    return None if None in experts else max((expert or 0 for expert in experts), default=0)
+    return None if None in experts else max((1 + (expert or 0) for expert in experts), default=0)
 
 
-def _too_long(prompt: int, expert: int, rules: RowRules) -> str | None:
+def _misfit(prompt: int, expert: int, rules: RowRules) -> str | None:
+    """What is wrong with the number of tokens, if anything."""
+    if prompt == 0:
+        return f"{rules.prompt_column}: expected at least one token, got none"
     if prompt > rules.longest_prompt:
         text = f"{rules.longest_prompt} tokens, for the model's context less rollout.max_new_tokens"
         return f"{rules.prompt_column}: expected at most {text}, got {prompt}"
@@ -154,7 +158,7 @@ def _lengths(
         row = checked[index]
         assert isinstance(row, Row)
         bound = _longest(row, renderer)
-        if bound is not None and not _too_long(size, bound, renderer.rules):
+        if bound is not None and not _misfit(size, bound, renderer.rules):
             found.append((index, size, bound))
         else:
             experts[index] = row.experts

@@ -24,6 +24,8 @@ _OF_ROWS = (
     "template_kwargs",
     "max_bad_fraction",
 )
+# What is given to every chat template, beside data.template_kwargs.
+_OF_TEMPLATES = ("conversation", "messages", "tokenize", "add_generation_prompt")
 
 
 def data_problems(recipe: Recipe) -> list[Problem]:
@@ -44,6 +46,11 @@ def data_problems(recipe: Recipe) -> list[Problem]:
     if recipe.model.source == "scratch":
         text = "expected a Hugging Face directory, whose tokenizer the rows need, got 'scratch'"
         problems.append(at("model.source", text))
+    problems += [
+        at(f"data.template_kwargs.{name}", f"expected a keyword that the run does not give itself, got {name!r}")
+        for name in _OF_TEMPLATES
+        if name in data.template_kwargs
+    ]
     for index, stage in enumerate(recipe.stages):
         if stage.data == "corpus":
             text = "expected 'examples' with data.files or data.dataset, got 'corpus'"
