@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from aapa.engine.recipe import Recipe, RewardTable
+    from aapa.engine.recipe.data_tables import DataTable
     from aapa.engine.rewards import Rewards
 
 
@@ -51,7 +52,7 @@ class FileTask:
         recipe: with `data.files` or `data.dataset`.
         tokenizer: its end of sequence becomes what the chat template ends answers with, if rows need the template.
         context: the model's, in tokens.
-        quarantine: directory where `quarantine.jsonl` goes; None writes nothing.
+        quarantine: directory where `quarantine.jsonl` goes if there are too many bad rows; None writes nothing.
         quiet: whether nothing is printed.
 
     Raises:
@@ -74,26 +75,23 @@ class FileTask:
         self.rules = _rules(recipe, context)
         self._renderer = Renderer(tokenizer, self.rules)
         data = recipe.data
-        sources: list[tuple[Rows, Scan]] = []
-        for rows in _sources(recipe):
-            sources.append((rows, scan_rows(rows, self._renderer)))
+        sources = [(rows, scan_rows(rows, self._renderer)) for rows in _sources(recipe)]
         self.bad = [line for _, scan in sources for line in scan.bad]
         self.rows = sum(len(rows) for rows, _ in sources)
         self.digest = "/".join(rows.digest for rows, _ in sources)
-        where = None if quarantine is None else write_quarantine(quarantine, self.bad)
-        _check_bad(sources, self.rules, data.max_bad_fraction, where)
+        _check_bad(sources, self.rules, data.max_bad_fraction, quarantine)
         if self.bad and not quiet:
-            kept = f"; all in {where}" if where is not None else ""
-            announce(f"data: {len(self.bad)} of {self.rows} rows set aside{kept}\n{first_few(self.bad)}")
+            announce(f"data: {len(self.bad)} of {self.rows} rows set aside\n{first_few(self.bad)}")
         self.changed_end = False
         self.columns = list(dict.fromkeys(name for _, scan in sources for name in scan.columns))
-        self._splits = self._make_splits(sources, data.held_out)
+        self._splits = self._make_splits(sources, data)
         _check_discriminator(recipe, len(self._splits["train"]))
         if any(scan.chat for _, scan in sources):
             self._take_end_of_turn(quiet)
 
-    def _make_splits(self, sources: list[tuple[Rows, Scan]], fraction: float) -> dict[str, RowExamples]:
+    def _make_splits(self, sources: list[tuple[Rows, Scan]], data: DataTable) -> dict[str, RowExamples]:
         (rows, scan), *others = sources
+        fraction = data.held_out
         train, dev, test = held_out(scan, fraction)
         splits = {name: RowExamples(rows, self._renderer, part) for name, part in (("train", train), ("dev", dev))}
         splits["test"] = RowExamples(rows, self._renderer, test)
@@ -101,10 +99,14 @@ class FileTask:
             splits["test"] = RowExamples(others[0][0], self._renderer, np.asarray(others[0][1].good))
             both = np.sort(np.concatenate([dev, test]))
             splits["dev"] = RowExamples(rows, self._renderer, both) if fraction else splits["test"]
-        for name, examples in splits.items():
-            if not len(examples):
-                field = "data.files" if name == "train" else "data.held_out"
-                raise UserError(f"{field}: expected rows for the split {name!r}, got none of {self.rows} rows")
+        if not len(train):
+            field = "data.files" if data.dataset is None else "data.dataset"
+            prompts = len(np.unique(np.asarray(scan.key)))
+            raise UserError(
+                f"{field}: expected more different prompts than are held out to evaluate on (data.held_out = "
+                f"{fraction:g} of them, at least 2), got {prompts}; add rows, or give others to evaluate on as "
+                "data.evaluation_files, with data.held_out = 0"
+            )
         return splits
 
     def _take_end_of_turn(self, quiet: bool) -> None:
@@ -132,9 +134,12 @@ class FileTask:
         return self._tokenizer
 
     def write_facts(self, directory: Path) -> None:
-        """Write down which rows the run uses, for when it goes on."""
+        """Write down which rows the run uses, for when it goes on, and which were set aside."""
         facts = {"rows": self.rows, "set_aside": len(self.bad), "digest": self.digest}
         (directory / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        path = write_quarantine(directory, self.bad)
+        if self.bad:
+            announce(f"data: all rows set aside are in {path}")
 
     def judge(
         self,
@@ -204,8 +209,8 @@ def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _check_bad(sources: list[tuple[Rows, Scan]], rules: RowRules, limit: float, where: Path | None) -> None:
-    """Refuse data with too many bad rows, naming the first ones, or with none at all."""
+def _check_bad(sources: list[tuple[Rows, Scan]], rules: RowRules, limit: float, quarantine: Path | None) -> None:
+    """Refuse data with too many bad rows, naming the first ones and writing down all, or with none at all."""
     for place, (rows, scan) in enumerate(sources):
         field = "data.evaluation_files" if place else "data"
         if not len(rows):
@@ -216,7 +221,10 @@ def _check_bad(sources: list[tuple[Rows, Scan]], rules: RowRules, limit: float, 
         if reason is not None:
             raise UserError(reason)
         allowed = math.floor(limit * len(rows))
-        more = "" if where is None else f"\nall are in {where}"
+        more = ""
+        if quarantine is not None:
+            bad = [line for _, scan in sources for line in scan.bad]
+            more = f"\nall are in {write_quarantine(quarantine, bad)}"
         raise UserError(
             f"{field}: expected at most {allowed} bad rows of {len(rows)} (data.max_bad_fraction), "
             f"got {len(scan.bad)}\n{first_few(scan.bad)}{more}"

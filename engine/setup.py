@@ -57,8 +57,12 @@ def train_settings(table: ParallelTable) -> TrainSettings:
     return TrainSettings(table.distributed_optimizer, table.overlap, table.recompute)
 
 
-def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
-    """Task, tokenizer, policy and rollout engine of a recipe; writes nothing."""
+def open_run(recipe: Recipe, directory: Path, parallel: Parallel, *, trains: bool = False) -> Run:
+    """Task, tokenizer, policy and rollout engine of a recipe; writes nothing.
+
+    Args:
+        trains: whether the directory is that of a run, which gets `quarantine.jsonl` where its rows are refused.
+    """
     _check_layout(recipe, parallel)
     task = None if uses_files(recipe) else load_task(recipe.data.task, recipe.data.options)
     origin = None
@@ -76,7 +80,9 @@ def open_run(recipe: Recipe, directory: Path, parallel: Parallel) -> Run:
         tokenizer = read_tokenizer(source, config)
     check_tokenizer(tokenizer)
     if task is None:
-        where, context = (directory if parallel.is_main else None), int(config.max_position_embeddings)
+        # A run that cannot go on is left as it is.
+        writes = trains and parallel.is_main and not (directory / "checkpoints").is_dir()
+        where, context = (directory if writes else None), int(config.max_position_embeddings)
         task = FileTask(recipe, tokenizer, context, quarantine=where, quiet=not parallel.is_main)
         check_same_rows(task, directory)
         if task.changed_end and origin is not None:

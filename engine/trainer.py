@@ -48,7 +48,7 @@ def train(recipe: Recipe, output: Path) -> None:
     parallel = start_groups(recipe.parallel)
     try:
         _check_output(output, parallel)
-        run = open_run(recipe, output, parallel)
+        run = open_run(recipe, output, parallel, trains=True)
         with _stop_signal() as stop, closing(run.pool):
             Trainer(run, stop).train()
     finally:
