@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,11 +84,14 @@ class JsonLines:
         return f"{self._paths[self._file[index]]}:{self._line[index]}"
 
     def scan(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-        for index in range(len(self)):
-            try:
-                yield index, self.row(index)
-            except BadRow as error:
-                yield index, error
+        return ((index, _row_or_bad(self, index)) for index in range(len(self)))
+
+
+def _row_or_bad(rows: Rows, index: int) -> dict[str, Any] | BadRow:
+    try:
+        return rows.row(index)
+    except BadRow as error:
+        return error
 
 
 def _opened(path: Path, field: str) -> IO[bytes]:
@@ -97,8 +101,13 @@ def _opened(path: Path, field: str) -> IO[bytes]:
             return path.open("rb")
         plain = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as its rows are read
         with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, plain)
-    except (OSError, EOFError) as error:
+            try:
+                shutil.copyfileobj(packed, plain)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                plain.seek(0)
+                text = f"{path}, readable at least to line {sum(1 for _ in plain)}: {error}; write it again"
+                raise UserError(f"{field}: expected a whole gzip file, got {text}") from None
+    except OSError as error:
         raise UserError(f"{field}: expected a readable file, got {path}: {error}") from None
     plain.seek(0)
     return plain
@@ -144,15 +153,26 @@ class ArrowRows:
         return len(self._dataset)
 
     def row(self, index: int) -> dict[str, Any]:
-        return dict(self._dataset[index])
+        try:
+            return dict(self._dataset[index])
+        except UnicodeDecodeError as error:
+            got = f"byte 0x{error.object[error.start]:02x} at {error.start} of {error.object!r:.80}"
+            raise BadRow(f"expected UTF-8, got {got}") from None
+        except (ValueError, ArithmeticError) as error:
+            raise BadRow(f"expected values that Python holds, got one of which {error}") from None
 
     def place(self, index: int) -> str:
         return f"{self._label}:{index + 1}"
 
     def scan(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         for start in range(0, len(self), BATCH):
-            columns = self._dataset[start : start + BATCH]
-            for offset in range(min(BATCH, len(self) - start)):
+            count = min(BATCH, len(self) - start)
+            try:
+                columns = self._dataset[start : start + count]
+            except (ValueError, ArithmeticError):  # of some row in the batch
+                yield from ((index, _row_or_bad(self, index)) for index in range(start, start + count))
+                continue
+            for offset in range(count):
                 yield start + offset, {name: values[offset] for name, values in columns.items()}
 
 
@@ -204,6 +224,8 @@ def open_files(patterns: Sequence[str], field: str) -> Rows:
     for path in paths:
         if path.is_dir():
             raise UserError(f"{field}: expected files, got the directory {path}; saved datasets go under data.dataset")
+        if not path.is_file():
+            raise UserError(f"{field}: expected regular files, which are read more than once, got {path}")
         if path.name.endswith(JSON_LINES):
             lines.append(path)
         elif path.name.endswith(PARQUET):
@@ -221,17 +243,36 @@ def _lines(paths: list[Path], field: str) -> list[Rows]:
 
 def _parquet(path: Path, field: str) -> Rows:
     import pyarrow.parquet
-    from datasets import Dataset
+    from datasets import Dataset, Features
+    from datasets.exceptions import DatasetGenerationError
     from datasets.utils.logging import disable_progress_bar
 
+    def refused(wanted: str, reason: object) -> UserError:
+        return UserError(f"{field}: expected {wanted}, got {path}: {reason}")
+
     try:
-        pyarrow.parquet.ParquetFile(path).close()
+        with pyarrow.parquet.ParquetFile(path) as table:
+            rows, schema = table.metadata.num_rows, table.schema_arrow
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{field}: expected a readable Parquet file, got {path}: {error}") from None
+        raise refused("a readable Parquet file", error) from None
+    if len(set(schema.names)) < len(schema.names):
+        twice = next(name for name in schema.names if schema.names.count(name) > 1)
+        raise refused("a Parquet file with each column once", f"{twice!r} is there twice")
+    for column in schema:
+        try:
+            Features.from_arrow_schema(pyarrow.schema([column]))
+        except ValueError as error:
+            raise refused("columns that datasets reads", f"column {column.name!r}: {error}; leave it out") from None
+    if not schema.names:
+        raise refused("a Parquet file with columns", "it has none")
     disable_progress_bar()
-    return ArrowRows(Dataset.from_parquet(str(path), split="train"), str(path), digest)
+    try:
+        found = Dataset.from_parquet(str(path), split="train") if rows else Dataset.from_dict({})
+    except (DatasetGenerationError, OSError) as error:
+        raise refused("a whole Parquet file", f"{error.__cause__ or error}; write it again") from None
+    return ArrowRows(found, str(path), digest)
 
 
 def open_dataset(name: str, subset: str | None, split: str) -> Rows:
@@ -242,17 +283,28 @@ def open_dataset(name: str, subset: str | None, split: str) -> Rows:
     """
     import datasets
 
-    try:
-        if Path(name).is_dir():
+    if Path(name).is_dir():
+        try:
             found = datasets.load_from_disk(name)
-        else:
-            found = datasets.load_dataset(name, subset, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # whatever its JSON files hold
+            wanted = "a whole directory written by save_to_disk"
+            raise UserError(f"data.dataset: expected {wanted}, got {name!r}: {_first_line(error)}") from None
+    elif Path(name).exists():
         wanted = "a directory written by save_to_disk, or a dataset of the hub"
-        raise UserError(f"data.dataset: expected {wanted}, got {name!r}, split {split!r}: {reason}") from None
+        raise UserError(f"data.dataset: expected {wanted}, got the file {name}; files go under data.files")
+    else:
+        try:
+            found = datasets.load_dataset(name, subset, split=split)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            wanted = "a directory written by save_to_disk, or a dataset of the hub"
+            got = f"{name!r}, split {split!r}: {_first_line(error)}"
+            raise UserError(f"data.dataset: expected {wanted}, got {got}") from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise UserError(f"data.split: expected one of {', '.join(map(str, found))}, got {split!r}")
         found = found[split]
     return ArrowRows(found, f"{name}[{split}]", found._fingerprint)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

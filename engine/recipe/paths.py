@@ -45,7 +45,7 @@ def resolve_paths(table: dict[str, Any], folder: Path, overridden: Collection[pr
                     for place, item in enumerate(value)
                 ]
         name = data.get("dataset")
-        if isinstance(name, str) and (base("data", "dataset") / name).is_dir():
+        if isinstance(name, str) and (base("data", "dataset") / name).exists():
             data["dataset"] = str(base("data", "dataset") / name)
     for place, stage in enumerate(_tables(table.get("stages"))):
         for number, reward in enumerate(_tables(stage.get("rewards"))):

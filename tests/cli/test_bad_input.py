@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_rows import rows, write_rows
+from spoiling import GOOD_REWARD, Spoil, both, chats, config, data, edited, file, lines, refused
 
 from aapa.engine import cli
 
-REWARDS = """
-def good(prompts, completions, answer, **columns):
-    return [float(text.count(a)) for text, a in zip(completions, answer)]
-
+REWARDS = (
+    GOOD_REWARD
+    + """
 def short(completions, **columns):
     return [1.0]
 
@@ -42,65 +40,19 @@ def hangs(completions, **columns):
 
 number = 3
 """
-RECIPE = """
-name = "own"
-[model]
-source = "model"
-[data]
-files = "rows.jsonl"
-held_out = 0.2
-[rollout]
-max_new_tokens = 8
-[evaluation]
-prompts = 4
-final_prompts = 4
-[[stages]]
-name = "sft"
-steps = 2
-prompts_per_step = 4
-learning_rate = 1e-3
-objective = { kind = "sft" }
-[[stages]]
-name = "rl"
-steps = 2
-prompts_per_step = 4
-learning_rate = 1e-3
-rewards = [{ function = "rewards.py:good" }]
-objective = { kind = "grpo", group_size = 2 }
-"""
+)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from own_rows import rows, write_rows
-
-    shutil.copytree(good_model, tmp_path / "model")
-    write_rows(tmp_path / "rows.jsonl", rows(200))
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    (tmp_path / "r.toml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    return tmp_path
+def folder(folder: Path) -> Path:
+    (folder / "rewards.py").write_text(REWARDS)
+    return folder
 
 
-def lines(*changed: Any, count: int = 100) -> Callable[[Path], None]:
-    """Replaces the first rows; `...` stays as it is."""
-
-    def spoil(folder: Path) -> None:
-        from own_rows import rows, write_rows
-
-        write_rows(folder / "rows.jsonl", [*changed, *rows(count)[len(changed) :]])
-
-    return spoil
-
-
-def column(name: str, to: str | None) -> Callable[[Path], None]:
+def column(name: str, to: str | None) -> Spoil:
     """Renames a column of every row, or removes it."""
 
     def spoil(folder: Path) -> None:
-        from own_rows import rows, write_rows
-
         made = []
         for row in rows(100):
             value = row.pop(name)
@@ -110,50 +62,8 @@ def column(name: str, to: str | None) -> Callable[[Path], None]:
     return spoil
 
 
-def file(name: str, content: str | bytes | None) -> Callable[[Path], None]:
-    """Writes a file, or removes it."""
-
-    def spoil(folder: Path) -> None:
-        if content is None:
-            (folder / name).unlink()
-        else:
-            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return spoil
-
-
-def edited(name: str, old: str, new: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        before = (folder / name).read_text()
-        assert old in before
-        (folder / name).write_text(before.replace(old, new, 1))
-
-    return spoil
-
-
-def config(name: str, **values: Any) -> Callable[[Path], None]:
-    """Changes keys of a JSON file of the model; None removes them."""
-
-    def spoil(folder: Path) -> None:
-        path = folder / "model" / name
-        found = json.loads(path.read_text()) | values
-        path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
-
-    return spoil
-
-
-def reward(function: str, **more: Any) -> Callable[[Path], None]:
+def reward(function: str, **more: Any) -> Spoil:
     return edited("r.toml", "rewards.py:good", function)
-
-
-def data(line: str) -> Callable[[Path], None]:
-    return edited("r.toml", 'files = "rows.jsonl"', line)
-
-
-def chats(folder: Path) -> None:
-    from own_rows import rows, write_rows
-
-    write_rows(folder / "rows.jsonl", rows(100, chat=True))
 
 
 def without_template(folder: Path) -> None:
@@ -187,7 +97,7 @@ BAD_LINES = [
 ]
 
 # What is spoilt, and a pattern that the one sentence must hold.
-CASES: dict[str, tuple[Callable[[Path], None], str]] = {
+CASES: dict[str, tuple[Spoil, str]] = {
     # the recipe
     "no recipe": (file("r.toml", None), r"recipe: expected a TOML file or one of .*, got 'r.toml'"),
     "not TOML": (file("r.toml", "name = "), r"r.toml: expected TOML, got"),
@@ -235,19 +145,19 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another kind of file": (data('files = "rewards.py"'), r"data.files: expected .jsonl, .*, got .*rewards.py"),
     "not Parquet": (parquet, r"data.files: expected a readable Parquet file, got .*rows.parquet"),
     "not gzip": (
-        lambda folder: (file("a.jsonl.gz", "x")(folder), data('files = "a.jsonl.gz"')(folder)),
-        r"data.files: expected a readable file, got .*a.jsonl.gz",
+        both(file("a.jsonl.gz", "x"), data('files = "a.jsonl.gz"')),
+        r"data.files: expected a whole gzip file, got .*a.jsonl.gz, readable at least to line 0: Not a gzipped file",
     ),
     "no saved split": (saved, r"data.split: expected one of train, got 'all'"),
     "an empty file": (file("rows.jsonl", ""), r"data: expected at least one row, got none"),
     "an empty evaluation file": (
-        lambda folder: (
-            file("e.jsonl", "\n")(folder),
-            data('files = "rows.jsonl"\nevaluation_files = "e.jsonl"')(folder),
-        ),
+        both(file("e.jsonl", "\n"), data('files = "rows.jsonl"\nevaluation_files = "e.jsonl"')),
         r"data.evaluation_files: expected at least one row, got none",
     ),
-    "one prompt": (lines({"prompt": "a", "expert": "b"}, count=1), r"data.files: expected rows for the split 'train'"),
+    "one prompt": (
+        lines({"prompt": "a", "expert": "b"}, count=1),
+        r"data.files: expected more different prompts than are held out .*, got 1;",
+    ),
     "bad rows": (
         lines(*BAD_LINES),
         r"data: expected at most 1 bad rows of 100 .*, got 5\n(?s:.)*rows.jsonl:1: expected",
@@ -285,8 +195,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no chat template": (without_template, r"tokenizer.chat_template: expected one for prompts that are messages"),
     "a broken chat template": (
-        lambda folder: (chats(folder), file("model/chat_template.jinja", "{% for %}")(folder)),
-        r"expected messages for the chat template, got",
+        both(chats, file("model/chat_template.jinja", "{% for %}")),
+        r"tokenizer.chat_template: expected a template that Jinja reads, got line 1",
     ),
     # rewards
     "no reward file": (
@@ -315,35 +225,19 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
 }
 # Told by a call, so by `--check` or the first step.
-CALLED: dict[str, tuple[Callable[[Path], None], str]] = {
+CALLED: dict[str, tuple[Spoil, str]] = {
     "one number for many": (reward("rewards.py:scalar"), r"expected a list of \d+ numbers from .*:scalar, got float"),
 }
 # Failures of samples: a run masks and counts them; the check refuses a function that fails on the first row.
-CHECKED: dict[str, tuple[Callable[[Path], None], str]] = {
+CHECKED: dict[str, tuple[Spoil, str]] = {
     "NaN": (reward("rewards.py:nan"), r"rewards.0.function: expected a number or None for the first row, got .*nan"),
     "a text": (reward("rewards.py:text"), r"expected a number or None for the first row, got .*'good'"),
     "an error": (reward("rewards.py:fails"), r"for the first row, got .*KeyError: 'red' at rewards.py:"),
     "a hang": (
-        lambda folder: (
-            reward("rewards.py:hangs")(folder),
-            edited("r.toml", "[rollout]", "[rewards]\ntimeout = 0.3\n[rollout]")(folder),
-        ),
+        both(reward("rewards.py:hangs"), edited("r.toml", "[rollout]", "[rewards]\ntimeout = 0.3\n[rollout]")),
         r"for the first row, got .*took longer than 0.3 s",
     ),
 }
-
-
-def refused(words: list[str], pattern: str, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    capsys.readouterr()  # what spoiling printed
-    code = cli.main(words)
-    printed = capsys.readouterr()
-    assert code == 2, printed.out + printed.err
-    assert "Traceback" not in printed.err
-    assert re.search(pattern, printed.err.replace("aapa: ", "")), printed.err
-    assert printed.err.startswith("aapa: ")
-    run = folder / "runs" / "own"
-    left = sorted(path.name for path in run.iterdir()) if run.exists() else []
-    assert set(left) <= {"quarantine.jsonl"}, "nothing half a run"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -394,6 +288,6 @@ def test_rewards_that_go_wrong_while_training(folder: Path, capsys, function: st
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     if code == 2:
-        assert re.search(r"expected a list of 4 numbers from .*:short, one per completion, got 1", printed)
+        assert re.search(r"expected a list of 12 numbers from .*:short, one per completion, got 1", printed)
     else:
         assert "rewards: expected at most 5% of 200 samples without a reward" in printed

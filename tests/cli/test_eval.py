@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from spoiling import recipe
 
 from aapa.engine import cli
 
@@ -14,31 +15,7 @@ REWARDS = """
 def letters(completions, answer, **columns):
     return [min(len(text.split("e")), 5) / 5 for text in completions]
 """
-RECIPE = """
-name = "own"
-[data]
-files = "rows.jsonl"
-held_out = 0.2
-[rollout]
-max_new_tokens = 8
-[evaluation]
-final_prompts = 12
-[checkpoint]
-every = 1
-[[stages]]
-name = "sft"
-steps = 2
-prompts_per_step = 4
-learning_rate = 1e-3
-objective = { kind = "sft" }
-[[stages]]
-name = "rl"
-steps = 1
-prompts_per_step = 4
-learning_rate = 1e-3
-rewards = [{ function = "rewards.py:letters" }]
-objective = { kind = "grpo", group_size = 2 }
-"""
+RECIPE = recipe(tables="[checkpoint]\nevery = 1", steps=1, reward="rewards.py:letters")
 # What an evaluation repeats; times and drift are the run's own.
 FIGURES = ("split", "prompts", "pass_rate", "pass_rate_ci", "reward", "length_ratio", "distinct_2", "expert_logprob")
 
