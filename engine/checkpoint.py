@@ -1,8 +1,9 @@
-"""Checkpoints: everything needed to go on bit-identically, in safetensors and JSON, verified before it is read.
+"""Checkpoints: everything needed to go on bit-identically, verified before it is read.
 
-A checkpoint is a directory `checkpoints/step-<n>/` with weights and optimizer moments under their Hugging Face names
-(so that no file depends on the parallel layout), `state.json`, and `manifest.json` with the size and SHA-256 of every
-file. It is written beside its place and renamed into it; the newest valid one is found by looking, not by a pointer.
+A checkpoint is a directory `checkpoints/step-<n>/`: weights and what the optimizer keeps in Megatron's distributed
+format, of which every rank writes its parts and which is read at any parallel layout; `state.json`; and
+`manifest.json` with the size and SHA-256 of every file. It is written beside its place and renamed into it; the newest
+valid one is found by looking, not by a pointer.
 
 Random numbers need no state: every draw is seeded by what it is for (run seed, stage, step, sample).
 """
@@ -11,19 +12,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
-
+import aapa
+from aapa.engine import manifest
 from aapa.engine.errors import UserError
-from aapa.engine.hf_directory import replace_directory
-from aapa.engine.manifest import MANIFEST, file_facts, sync
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from aapa.engine.policy.parallel import Parallel
 
 STATE = "state.json"
 
@@ -35,60 +34,48 @@ class Checkpoint:
     path: Path
     state: Mapping[str, Any]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """A group of tensors: "weights", or an optimizer moment."""
-        return load_file(self.path / f"{name}.safetensors")
-
 
 def save(
     folder: Path,
     step: int,
     state: Mapping[str, Any],
-    tensors: Mapping[str, Iterable[tuple[str, Tensor]]],
+    write: Callable[[Path], None],
     keep: int,
-    write: bool = True,
+    parallel: Parallel,
 ) -> None:
-    """Write `step-<step>` under `folder` and remove all but the newest `keep`.
+    """Write `step-<step>` under `folder`, which all ranks see, and remove all but the newest `keep`; a collective.
 
     Args:
         state: JSON-able.
-        tensors: groups of (name, tensor) streams; collective, so every rank passes them in.
-        write: only the rank with `write` keeps and writes them.
+        write: writes this rank's tensors into an empty directory.
     """
-    if not write:
-        for stream in tensors.values():
-            for _ in stream:
-                pass
-        return
-    staging = folder / f".step-{step:08d}.staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for name, stream in tensors.items():
-        whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in stream}
-        save_file(whole, staging / f"{name}.safetensors")
-    (staging / STATE).write_text(json.dumps(state, indent=1, allow_nan=True))
-    manifest = {file.name: file_facts(file) for file in sorted(staging.iterdir())}
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in staging.iterdir():
-        sync(file)
-    target = folder / f"step-{step:08d}"
-    replace_directory(staging, target)
-    sync(folder)
-    # Later steps are of a run that fell back before them because they were damaged.
-    others = [path for path in sorted(folder.glob("step-*"), reverse=True) if path != target]
-    earlier = [path for path in others if path.name < target.name]
-    for old in [path for path in others if path not in earlier[: keep - 1]]:
-        shutil.rmtree(old)
+    staging, target = folder / f".step-{step:08d}.staging", folder / f"step-{step:08d}"
+    if parallel.is_main:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    parallel.barrier()
+    write(staging)
+    parallel.barrier()
+    if parallel.is_main:
+        layout = {name: getattr(parallel, name) for name in ("tensor", "pipeline", "context", "data")}
+        (staging / STATE).write_text(json.dumps(state, indent=1, allow_nan=True))
+        manifest.commit(staging, target, {"aapa": aapa.__version__, "layout": layout})
+        # Later steps are of a run that fell back before them because they were damaged.
+        others = [path for path in sorted(folder.glob("step-*"), reverse=True) if path != target]
+        earlier = [path for path in others if path.name < target.name]
+        for old in [path for path in others if path not in earlier[: keep - 1]]:
+            shutil.rmtree(old)
+    parallel.barrier()
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint, and one line for each newer one that was refused."""
     refused: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        problem = _problem(path)
-        if problem is None:
-            return Checkpoint(path, json.loads((path / STATE).read_text())), refused
-        refused.append(f"{path}: {problem}")
+        try:
+            return open_checkpoint(path), refused
+        except UserError as error:
+            refused.append(str(error))
     return None, refused
 
 
@@ -96,26 +83,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a directory.
 
     Raises:
-        UserError: a file of it is missing or changed.
+        UserError: a file of it is missing, changed or not listed, by name.
     """
-    problem = _problem(path)
-    if problem is not None:
-        raise UserError(f"{path}: {problem}")
+    files = manifest.verify(path, "checkpoint")["files"]
+    if STATE not in files:
+        raise UserError(f"checkpoint: expected {STATE} in the manifest of {path}, got none")
     return Checkpoint(path, json.loads((path / STATE).read_text()))
-
-
-def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, by name; None if nothing is."""
-    try:
-        manifest: Any = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"{MANIFEST}: expected a readable manifest, got {error}"
-    if not isinstance(manifest, dict):
-        return f"{MANIFEST}: expected a table of files, got {type(manifest).__name__}"
-    for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name}: expected a file, got none"
-        if file_facts(file) != expected:
-            return f"{name}: expected the size and SHA-256 of the manifest, got others"
-    return None if STATE in manifest else f"{STATE}: expected in the manifest, got none"

@@ -144,8 +144,7 @@ def _evaluate(recipe: Recipe, policy: Policy, directory: Path) -> None:
         run = open_run(recipe, directory, parallel)
         with closing(run.pool):
             if policy.checkpoint is not None:
-                found = open_checkpoint(policy.checkpoint)
-                run.policy.load_weights(found.tensors("weights"), source=str(found.path))
+                run.policy.load(open_checkpoint(policy.checkpoint).path)
             run.sync_engine()
             settings = recipe.evaluation
             data = run.evaluation_data(settings.final_split, settings.final_prompts)

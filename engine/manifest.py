@@ -13,6 +13,8 @@ from aapa.engine.errors import UserError
 from aapa.engine.hf_directory import replace_directory
 
 MANIFEST = "manifest.json"
+# The hash of everything else that the manifest says.
+OWN = "sha256"
 
 
 def commit(staging: Path, target: Path, facts: Mapping[str, Any]) -> None:
@@ -22,7 +24,8 @@ def commit(staging: Path, target: Path, facts: Mapping[str, Any]) -> None:
         facts: what else the manifest says, JSON-able.
     """
     files = {_name(file, staging): file_facts(file) for file in _files(staging)}
-    (staging / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
+    manifest = {**facts, "files": files}
+    (staging / MANIFEST).write_text(json.dumps({**manifest, OWN: _own_hash(manifest)}, indent=1))
     folders = [staging, *(path for path in staging.rglob("*") if path.is_dir())]
     for path in [*_files(staging), staging / MANIFEST, *folders]:
         sync(path)
@@ -61,7 +64,13 @@ def _read(directory: Path, field: str) -> dict[str, Any]:
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
         raise UserError(f"{field}: expected a table of files in {file}, got none")
+    if manifest.pop(OWN, None) != _own_hash(manifest):
+        raise UserError(f"{field}: expected {file} as it was written, got one that was changed")
     return manifest
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _files(directory: Path) -> list[Path]:

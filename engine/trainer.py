@@ -268,10 +268,6 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint of the current position; a collective."""
         policy = self.run.policy
-        tensors: dict[str, Any] = {"weights": policy.weights()}
-        if self.step > 0:
-            assert policy.optimizer is not None
-            tensors |= {name: policy.moments(name) for name in policy.optimizer.names}
         state = {
             "recipe": self.run.recipe.table(),
             "stage_index": self.stage_index,
@@ -291,21 +287,22 @@ class Trainer:
             self.run.directory / "checkpoints",
             self.global_step,
             state,
-            tensors,
+            # A stage begins with an optimizer of its own.
+            lambda directory: policy.save(directory, optimizer=self.step > 0),
             self.run.recipe.checkpoint.keep,
-            write=self.main,
+            self.run.parallel,
         )
-        self.run.parallel.barrier()
 
     def _resume(self) -> checkpoint.Checkpoint | None:
         """Go to the position of the newest valid checkpoint, with its weights."""
-        found, refused = checkpoint.latest(self.run.directory / "checkpoints")
+        folder = self.run.directory / "checkpoints"
+        found, refused = self.run.parallel.from_main(checkpoint.latest(folder) if self.main else None)
         if self.main:
             for line in refused:
-                announce(f"checkpoint refused: {line}")
+                announce(f"{line}; an earlier one is looked for")
         if found is None and refused:
             raise UserError(
-                f"{self.run.directory / 'checkpoints'}: expected a valid checkpoint, got damaged ones only:\n"
+                f"{folder}: expected a valid checkpoint, got damaged ones only:\n"
                 + "\n".join(refused)
                 + "\nchoose another --output, or remove them to begin anew"
             )
@@ -324,13 +321,12 @@ class Trainer:
         self.tokens, self.seconds_before = state["tokens"], state["seconds"]
         self.start_logprob = dict(state["start_logprob"])
         self.discriminator_hash = state["discriminator"]
-        self.run.policy.load_weights(found.tensors("weights"), source=str(found.path))
+        self.run.policy.load(found.path)
         if self.main:
             announce(f"going on from {found.path}")
         return found
 
     def _load_optimizer(self) -> None:
         assert self.resumed is not None and self.run.policy.optimizer is not None
-        for name in self.run.policy.optimizer.names:
-            self.run.policy.load_moments(name, self.resumed.tensors(name), source=str(self.resumed.path))
+        self.run.policy.load_optimizer(self.resumed.path)
         self.run.policy.optimizer.set_steps(self.resumed.state["optimizer_steps"])

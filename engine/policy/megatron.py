@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from aapa.batch import TokenBatch
+from aapa.engine.policy.dist_reader import DistReader
 from aapa.engine.policy.head import head_loss
 from aapa.engine.policy.model import PolicyModel, build_chunks
 from aapa.engine.policy.offload import Offload
@@ -20,6 +22,7 @@ from aapa.engine.policy.parallel import Parallel
 from aapa.engine.policy.schedule import head_outputs, run_schedule
 from aapa.engine.policy.settings import TrainSettings
 from aapa.engine.policy.shard import Shard
+from aapa.engine.policy.sharded import read_model, read_optimizer, write_model
 from aapa.engine.policy.stream import load, stream
 from aapa.objectives.base import Objective
 
@@ -156,18 +159,33 @@ class MegatronPolicy:
         self.wake()
         return stream(self.chunks, self.hf, self.parallel, lambda parameter: optimizer.whole_moment(parameter, name))
 
-    def load_moments(self, name: str, values: Mapping[str, Tensor], source: str = "optimizer") -> None:
-        optimizer = self.optimizer
-        assert optimizer is not None and name in optimizer.names
+    def save(self, directory: Path, optimizer: bool) -> None:
+        """Write weights, and what the optimizer keeps, into an empty directory that all ranks see, each rank its parts.
+
+        A collective over all ranks.
+        """
+        self.finish_gather()
+        if optimizer:
+            assert self.optimizer is not None
+            self.wake()
+        write_model(directory, self.chunks, self.hf, self.parallel, self.optimizer if optimizer else None)
+
+    def load(self, directory: Path) -> None:
+        """Take over the weights that `save` wrote, at whatever layout.
+
+        Raises:
+            UserError: tensors that are missing, unknown or of another shape, by name.
+        """
+        read_model(DistReader(directory, "checkpoint"), self.chunks, self.hf, self.parallel)
+        if self.optimizer is not None:
+            self.wake()
+            self.optimizer.reload()
+
+    def load_optimizer(self, directory: Path) -> None:
+        """Take over what the optimizer kept, likewise."""
+        assert self.optimizer is not None
         self.wake()
-        load(
-            self.chunks,
-            self.hf,
-            self.parallel,
-            values,
-            put=lambda parameter, value: optimizer.load_moment(parameter, name, value),
-            source=source,
-        )
+        read_optimizer(DistReader(directory, "checkpoint"), self.chunks, self.optimizer, self.hf, self.parallel)
 
     def finish_gather(self) -> None:
         """Have all weights after an update, where they are otherwise gathered during the next forward pass."""

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core import parallel_state
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from aapa.engine.errors import UserError
 from aapa.engine.policy.dist_reader import DistReader
+from aapa.engine.policy.dist_writer import Box, write_boxes
 from aapa.engine.policy.names import Entry, entry, expected_shapes, layer_parameters, problem_text, split
+from aapa.engine.policy.optimizer import Adam
 from aapa.engine.policy.parallel import Parallel
 from aapa.engine.policy.stream import Chunks, chunks_of, global_layer
 
@@ -49,6 +50,13 @@ class Piece:
 
     def of(self, local: Tensor) -> Tensor:
         return local if self.rows is None else local[self.rows[0] : self.rows[1]]
+
+    def shape(self, part: Tensor) -> tuple[int, ...]:
+        """Of the global tensor."""
+        sizes = list(((1,) if self.layered else ()) + tuple(part.shape))
+        for axis, _, count in self.fragments:
+            sizes[axis] *= count
+        return tuple(sizes)
 
     def offsets(self, part: Tensor) -> tuple[int, ...]:
         """Where the part begins in the global tensor."""
@@ -117,7 +125,11 @@ def model_parameters(hf: PretrainedConfig) -> Iterator[tuple[str, int | None, En
 
 @dataclass(frozen=True)
 class Shard:
-    """A local parameter of one rank, to be written."""
+    """A local parameter of a tensor-parallel rank, or what the optimizer keeps of it, to be written.
+
+    Attributes:
+        prefix: of the keys, by which the optimizer's tensors lie beside the weights.
+    """
 
     name: str
     layer: int | None
@@ -125,29 +137,18 @@ class Shard:
     value: Tensor
     rank: int = 0
     ranks: int = 1
-    replica: int = 0
+    prefix: str = ""
 
 
 def write(directory: Path, shards: Iterable[Shard], hf: PretrainedConfig) -> None:
-    """Write shards into an empty directory; a collective, to which every rank brings its own.
-
-    Each part of a global tensor must come exactly once with replica 0, from whatever rank; Megatron checks that.
-    """
-    state: dict[str, ShardedTensor] = {}
-    for number, shard in enumerate(shards):
-        places = pieces(shard.name, shard.layer, shard.item, shard.value.shape[0], hf, shard.rank, shard.ranks)
-        for place, piece in enumerate(places):
-            # What every tensor-parallel rank has alike is written once.
-            copy = shard.rank if shard.item.layout == "whole" else 0
-            state[f"{number}.{place}"] = ShardedTensor.from_rank_offsets(
-                piece.key,
-                piece.of(shard.value),
-                *piece.fragments,
-                replica_id=(0, copy, shard.replica),
-                prepend_axis_num=int(piece.layered),
-                allow_shape_mismatch=shard.item.layout == "vocabulary",
-            )
-    dist_checkpointing.save(state, str(directory))
+    """Write shards into an empty directory; a collective. Each shard must come once, from whatever rank."""
+    boxes = []
+    for shard in shards:
+        for piece in pieces(shard.name, shard.layer, shard.item, shard.value.shape[0], hf, shard.rank, shard.ranks):
+            part = piece.of(shard.value)
+            value = part[None] if piece.layered else part
+            boxes.append(Box(shard.prefix + piece.key, piece.shape(part), piece.offsets(part), value))
+    write_boxes(directory, boxes)
 
 
 def read_parameter(
@@ -159,6 +160,7 @@ def read_parameter(
     hf: PretrainedConfig,
     rank: int,
     ranks: int,
+    prefix: str = "",
 ) -> None:
     """Fill a local parameter of a rank from a checkpoint of any layout; rows that pad the vocabulary become zero."""
     for piece in pieces(name, layer, item, local.shape[0], hf, rank, ranks):
@@ -169,13 +171,18 @@ def read_parameter(
             part[there:] = 0
             part = part[:there]
         if part.numel():
-            reader.read(piece.key, offsets, part[None] if piece.layered else part)
+            reader.read(prefix + piece.key, offsets, part[None] if piece.layered else part)
 
 
-def checkpoint_problems(reader: DistReader, hf: PretrainedConfig) -> list[str]:
-    """What is missing, unknown or of another shape among a checkpoint's tensors, a sentence each."""
-    expected = global_shapes(hf)
-    found = {key: shape for key, shape in reader.shapes.items() if not beside_weights(key)}
+def checkpoint_problems(reader: DistReader, hf: PretrainedConfig, prefix: str = "") -> list[str]:
+    """What is missing, unknown or of another shape among a checkpoint's weights, a sentence each; or, by their prefix,
+    among the tensors of an optimizer."""
+    expected = {prefix + key: shape for key, shape in global_shapes(hf).items()}
+    found = {
+        key: shape
+        for key, shape in reader.shapes.items()
+        if (key.startswith(prefix) if prefix else not beside_weights(key))
+    }
     problems = [
         f"expected a tensor {key!r} of shape {shape}, got none" for key, shape in expected.items() if key not in found
     ]
@@ -184,7 +191,7 @@ def checkpoint_problems(reader: DistReader, hf: PretrainedConfig) -> list[str]:
         for key in sorted(found.keys() - expected.keys())
     ]
     for key, shape in expected.items():
-        if key in found and not _fits(found[key], shape, key in (EMBEDDING, HEAD)):
+        if key in found and not _fits(found[key], shape, key.removeprefix(prefix) in (EMBEDDING, HEAD)):
             problems.append(f"expected {key!r} to have shape {shape}, got {found[key]}")
     return problems
 
@@ -197,6 +204,11 @@ def _fits(found: tuple[int, ...], wanted: tuple[int, ...], padded: bool) -> bool
 def beside_weights(key: str) -> bool:
     """Whether a key is of something else that trainers save: optimizer states and the like."""
     return key.split(".")[0] in ("optimizer", "rng_state", "rerun_state_machine_state") or key.startswith("chained_")
+
+
+def moment_prefix(name: str) -> str:
+    """Of the keys of what the optimizer keeps, as Megatron has them."""
+    return f"optimizer.state.{name}."
 
 
 @torch.no_grad()
@@ -215,19 +227,57 @@ def read_model(reader: DistReader, model: Chunks, hf: PretrainedConfig, parallel
         parameter.data.copy_(local)
 
 
-def write_model(directory: Path, model: Chunks, hf: PretrainedConfig, parallel: Parallel) -> None:
-    """Write the model of all ranks into an empty directory that all of them see; a collective over all ranks."""
-    write(directory, _shards(model, hf, parallel), hf)
+@torch.no_grad()
+def read_optimizer(
+    reader: DistReader, model: Chunks, optimizer: Adam, hf: PretrainedConfig, parallel: Parallel
+) -> None:
+    """Fill what this rank's optimizer keeps, from a checkpoint of any layout.
+
+    Raises:
+        UserError: tensors that are missing or of another shape, by name.
+    """
+    for kept in optimizer.names:
+        prefix = moment_prefix(kept)
+        problems = checkpoint_problems(reader, hf, prefix)
+        if problems:
+            raise UserError(problem_text(f"{reader.field}: {reader.directory}", problems))
+        for parameter, name, layer, item in _parameters(model, hf):
+            local = torch.empty(parameter.shape, dtype=optimizer.moment(parameter, kept).dtype)
+            read_parameter(reader, name, layer, item, local, hf, parallel.tensor_rank, parallel.tensor, prefix)
+            optimizer.load_moment(parameter, kept, local)
 
 
-def _shards(model: Chunks, hf: PretrainedConfig, parallel: Parallel) -> Iterator[Shard]:
-    ranks = parallel.tensor_rank, parallel.tensor
+@torch.no_grad()
+def write_model(
+    directory: Path, model: Chunks, hf: PretrainedConfig, parallel: Parallel, optimizer: Adam | None = None
+) -> None:
+    """Write the model of all ranks, and what the optimizer keeps, into an empty directory that all of them see.
+
+    A collective over all ranks. Of the ranks that hold the same parts each writes a share, which is what it holds in
+    host memory meanwhile.
+    """
+    write(directory, list(_shards(model, hf, parallel, optimizer)), hf)
+
+
+def _shards(model: Chunks, hf: PretrainedConfig, parallel: Parallel, optimizer: Adam | None) -> Iterator[Shard]:
     # Ranks that hold the same parts: other replicas, and those of a context-parallel group.
-    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    mine = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    writers = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    number = 0
     for parameter, name, layer, item in _parameters(model, hf):
         # The last stage's copy of a tied embedding is the first stage's.
-        if name != EMBEDDING or parallel.first_stage:
-            yield Shard(name, layer, item, parameter.data, *ranks, replica)
+        if name == EMBEDDING and not parallel.first_stage:
+            continue
+        for kept in ("", *(() if optimizer is None else optimizer.names)):
+            if kept:
+                assert optimizer is not None
+                value, prefix = optimizer.whole_moment(parameter, kept), moment_prefix(kept)
+            else:
+                value, prefix = parameter.data, ""
+            copy = item.layout == "whole" and parallel.tensor_rank > 0
+            if number % writers == mine and not copy:
+                yield Shard(name, layer, item, value.cpu(), parallel.tensor_rank, parallel.tensor, prefix)
+            number += 1
 
 
 def _parameters(model: Chunks, hf: PretrainedConfig) -> Iterator[tuple[Tensor, str, int | None, Entry]]:

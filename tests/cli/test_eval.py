@@ -97,7 +97,7 @@ def test_nothing_is_written_that_was_not_asked_for(folder: Path, tmp_path: Path,
         (["FOLDER/run", "--rows", "none.jsonl"], r"data.files: expected an existing file .*none.jsonl'"),
         (["FOLDER/run", "--rows", "FOLDER/bad.jsonl"], r"(?s)bad rows of 2 .*bad.jsonl:2: expected a JSON object"),
         (["FOLDER/run", "--rows", "FOLDER/bare.jsonl"], r"rewards.0.function: .*letters to ask for .*, got answer"),
-        (["FOLDER/run", "--policy", "FOLDER/cut"], r"cut: weights.safetensors: expected the size and SHA-256"),
+        (["FOLDER/run", "--policy", "FOLDER/cut"], r"checkpoint: expected \d+ bytes in .*cut/__0_0.distcp, got 1"),
         (["FOLDER/run", "--evaluation.final_split", "x"], r"evaluation.final_split: expected one of"),
         (["FOLDER/run", "--output", "FOLDER/r.toml"], r"output: expected a directory of evaluations to write to"),
     ],
@@ -109,7 +109,7 @@ def test_what_is_wrong_is_named(folder: Path, capsys, words: list[str], pattern:
     (folder / "bare.jsonl").write_text('{"prompt": "a"}\n')
     if not (folder / "cut").exists():
         shutil.copytree(next((folder / "run" / "checkpoints").iterdir()), folder / "cut")
-        (folder / "cut" / "weights.safetensors").write_bytes(b"x")
+        (folder / "cut" / "__0_0.distcp").write_bytes(b"x")
     assert cli.main(["eval", *(word.replace("FOLDER", str(folder)) for word in words)]) == 2
     printed = capsys.readouterr().err
     assert re.search(pattern, printed.replace("aapa: ", "")), printed

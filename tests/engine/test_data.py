@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,8 +68,12 @@ def test_corpus_texts_follow_an_end_of_sequence_and_are_cut_to_the_context(token
 
 
 def save(folder, step, keep=3):
-    tensors = {"weights": [("a", torch.full((4,), float(step))), ("b", torch.arange(6.0).view(2, 3))]}
-    checkpoint.save(folder, step, {"step": step}, tensors, keep)
+    def write(directory):
+        (directory / "part").mkdir()
+        (directory / "part" / "weights").write_bytes(bytes(range(200)) + bytes([step]))
+
+    one = SimpleNamespace(is_main=True, barrier=lambda: None, tensor=1, pipeline=1, context=1, data=1)
+    checkpoint.save(folder, step, {"step": step}, write, keep, one)
 
 
 def test_a_checkpoint_returns_what_was_saved_and_old_ones_go(tmp_path):
@@ -79,13 +83,13 @@ def test_a_checkpoint_returns_what_was_saved_and_old_ones_go(tmp_path):
     found, refused = checkpoint.latest(tmp_path)
     assert not refused
     assert found.state == {"step": 8}
-    assert torch.equal(found.tensors("weights")["a"], torch.full((4,), 8.0))
+    assert (found.path / "part" / "weights").read_bytes()[-1] == 8
 
 
 def test_any_flipped_byte_truncation_or_missing_file_is_refused_by_name(tmp_path):
     save(tmp_path, 1)
     counts: Counter[str] = Counter()
-    for name in ("weights.safetensors", "state.json", "manifest.json"):
+    for name in ("part/weights", "state.json", "manifest.json"):
         for damage in ("flip", "cut", "remove"):
             save(tmp_path, 2)
             file = tmp_path / "step-00000002" / name
@@ -102,19 +106,28 @@ def test_any_flipped_byte_truncation_or_missing_file_is_refused_by_name(tmp_path
             assert found.state == {"step": 1}, (name, damage)
             assert len(refused) == 1
             counts[name] += name in refused[0] or name == "manifest.json"
-    assert counts == {"weights.safetensors": 3, "state.json": 3, "manifest.json": 3}
+    assert counts == {"part/weights": 3, "state.json": 3, "manifest.json": 3}
 
 
 def test_pruning_keeps_what_is_valid(tmp_path):
     for step in (10, 20, 30):
         save(tmp_path, step)
     for step in (20, 30):
-        (tmp_path / f"step-{step:08d}" / "weights.safetensors").write_bytes(b"damaged")
+        (tmp_path / f"step-{step:08d}" / "part" / "weights").write_bytes(b"damaged")
     assert checkpoint.latest(tmp_path)[0].state == {"step": 10}
     save(tmp_path, 12, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000012"]
     save(tmp_path, 12, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000012"]
+
+
+def test_an_edited_manifest_is_refused(tmp_path):
+    save(tmp_path, 1)
+    file = tmp_path / "step-00000001" / "manifest.json"
+    file.write_text(file.read_text().replace('"tensor": 1', '"tensor": 2'))
+    found, refused = checkpoint.latest(tmp_path)
+    assert found is None
+    assert "manifest.json as it was written, got one that was changed" in refused[0]
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "7"])
@@ -123,7 +136,7 @@ def test_a_manifest_that_is_no_table_is_refused(tmp_path, content):
     (tmp_path / "step-00000001" / "manifest.json").write_text(content)
     found, refused = checkpoint.latest(tmp_path)
     assert found is None
-    assert "manifest.json: expected a table of files" in refused[0]
+    assert "manifest.json" in refused[0] and "expected a table of files" in refused[0]
 
 
 def test_ids_that_are_not_unique_are_refused(tokenizer):

@@ -18,7 +18,7 @@ from aapa.batch import Sequence
 from aapa.engine.policy.frozen import FrozenModel
 from aapa.engine.policy.megatron import MegatronPolicy
 from aapa.engine.policy.offload import Offload
-from aapa.engine.policy.optimizer import MAIN, MOMENTS, AdamSettings
+from aapa.engine.policy.optimizer import MAIN, AdamSettings
 from aapa.engine.policy.settings import TrainSettings
 from aapa.packing import pack
 
@@ -74,17 +74,15 @@ def test_gradients_of_a_16_bit_policy_are_summed_in_float32(parallel):
         assert (ours.main_grad - theirs.main_grad).norm() < 0.1 * theirs.main_grad.norm()
 
 
-def test_a_16_bit_policy_goes_on_bit_identically(parallel, distributed):
+def test_a_16_bit_policy_goes_on_bit_identically(parallel, distributed, tmp_path):
     whole = policy(parallel, distributed_optimizer=distributed)
     train(whole, 3)
-    kept = {name: {n: t.clone() for n, t in whole.moments(name)} for name in (*MOMENTS, MAIN)}
-    weights = {name: weight.clone() for name, weight in whole.weights()}
+    whole.save(tmp_path, optimizer=True)
     losses = train(whole, 3)
     again = policy(parallel, distributed_optimizer=distributed)
-    again.load_weights(weights)
+    again.load(tmp_path)
     again.start_stage(SETTINGS)
-    for name, values in kept.items():
-        again.load_moments(name, values)
+    again.load_optimizer(tmp_path)
     again.optimizer.set_steps(3)
     assert train(again, 3) == losses
     final = dict(whole.moments(MAIN))

@@ -175,13 +175,13 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(star
     train(parse_recipe(table), tmp_path / "run")
     expected = weights(tmp_path / "run")
     last = max((tmp_path / "run" / "checkpoints").iterdir())
-    file = last / "weights.safetensors"
+    file = last / "__0_0.distcp"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
     shutil.rmtree(tmp_path / "run" / "final")
     train(parse_recipe(table), tmp_path / "run")
-    assert "weights.safetensors: expected the size and SHA-256" in capsys.readouterr().out
+    assert "checkpoint: expected the SHA-256 of the manifest for" in capsys.readouterr().out
     assert same(weights(tmp_path / "run"), expected)
 
 
