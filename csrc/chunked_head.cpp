@@ -109,9 +109,15 @@ void head_gradient_(
                    [&](int64_t begin, int64_t end) { kernels.gradient(chunk, terms, begin, end); });
 }
 
+// What float32 rows run on: "baseline", "avx2" or "avx512". Rows in float64 are plain C++ on every processor.
+std::string head_instruction_set() { return rows_for(at::kFloat).name; }
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(aapa, CPU, m) {
   m.impl("head_statistics", &head_statistics);
   m.impl("head_gradient_", &head_gradient_);
 }
+
+// It has no tensor whose device could choose an implementation.
+TORCH_LIBRARY_IMPL(aapa, CompositeExplicitAutograd, m) { m.impl("head_instruction_set", &head_instruction_set); }

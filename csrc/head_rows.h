@@ -24,6 +24,7 @@ struct HeadRows {
   void (*statistics)(const HeadChunk&, int64_t begin, int64_t end, void* out, int64_t rows);
   // Overwrites logits by scale (g (1[v = column] - p) - e p (log p + entropy)), p = exp(z - lse).
   void (*gradient)(const HeadChunk&, const HeadTerms&, int64_t begin, int64_t end);
+  const char* name;  // of the instruction set
 };
 
 extern const HeadRows head_rows_double;

@@ -11,6 +11,7 @@
 
 #define LANES 8
 #define HEAD_ROWS head_rows_avx2
+#define INSTRUCTION_SET "avx2"
 #include "head_rows.inc"
 
 #if defined(__clang__)

@@ -11,6 +11,7 @@
 
 #define LANES 16
 #define HEAD_ROWS head_rows_avx512
+#define INSTRUCTION_SET "avx512"
 #include "head_rows.inc"
 
 #if defined(__clang__)

@@ -6,6 +6,7 @@
 
 #define LANES 4
 #define HEAD_ROWS head_rows_baseline
+#define INSTRUCTION_SET "baseline"
 #include "head_rows.inc"
 
 namespace {
@@ -54,4 +55,4 @@ void gradient_double(const HeadChunk& chunk, const HeadTerms& terms, int64_t beg
 
 }  // namespace
 
-const HeadRows head_rows_double = {&statistics_double, &gradient_double};
+const HeadRows head_rows_double = {&statistics_double, &gradient_double, "double"};

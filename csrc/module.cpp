@@ -10,6 +10,7 @@ TORCH_LIBRARY(aapa, m) {
   m.def(
       "head_gradient_(Tensor(a!) logits, Tensor column, Tensor? scale, Tensor lse, Tensor logprob_grad, "
       "Tensor entropy, Tensor? entropy_grad) -> ()");
+  m.def("head_instruction_set() -> str");
   m.def("sentence_means(Tensor hidden, Tensor cu_sents) -> Tensor");
 }
 

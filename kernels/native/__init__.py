@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-OPERATIONS = ("segment_sentences", "head_statistics", "head_gradient_", "sentence_means")
+OPERATIONS = ("segment_sentences", "head_statistics", "head_gradient_", "head_instruction_set", "sentence_means")
 
 
 @cache
