@@ -8,6 +8,7 @@ benchmark from the repository's root: `python -m benchmarks.kernels.bench_senten
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import random
@@ -15,13 +16,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+
+from aapa.kernels import dispatch
+from benchmarks.arguments import a_count, a_device, a_file
 
 # A sample shorter than this is repeated inside the sample: the host's clock and jitter would swamp it.
 SAMPLE_SECONDS = 2e-4
@@ -91,6 +96,7 @@ class Row:
         floor_ratio: time of the candidate over that of the case's floor; None where it has none.
         floor_bytes_ratio: the same over the floor and a copy of `moved_bytes`, one after the other.
         peers: time of each other candidate over the time of this one: above 1 this one is faster.
+        resolved: the backend that ran of each of our operations; what "auto" took is among them.
     """
 
     op: str
@@ -108,6 +114,7 @@ class Row:
     floor_ratio: float | None = None
     floor_bytes_ratio: float | None = None
     peers: dict[str, float] = field(default_factory=dict)
+    resolved: dict[str, str] = field(default_factory=dict)
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
@@ -183,8 +190,12 @@ def measure(case: Case, options: Options) -> list[Row]:
     assert len(everything) == len(bounds) + len(case.candidates), "candidates need different names or modes"
     peaks = {name: timer.peak_bytes(c.run) for name, c in everything.items()}
     repeats = {}
+    resolved: dict[str, dict[str, str]] = {name: {} for name in everything}
     for name, candidate in everything.items():
-        seconds = min(timer(candidate.run) for _ in range(1 if options.smoke else WARM_UP))
+        with watched(resolved[name]):
+            seconds = timer(candidate.run)
+        for _ in range(0 if options.smoke else WARM_UP - 1):
+            seconds = min(seconds, timer(candidate.run))
         repeats[name] = max(1, round(SAMPLE_SECONDS / seconds)) if not options.smoke else 1
     samples: dict[str, list[float]] = {name: [] for name in everything}
     order = list(everything)
@@ -203,12 +214,26 @@ def measure(case: Case, options: Options) -> list[Row]:
         make_row(case, c, samples[f"{c.backend} {c.mode}"], peaks[f"{c.backend} {c.mode}"], bound, median)
         for c in case.candidates
     ]
-    if "floor" in bounds:
-        for row in rows:
+    for row in rows:
+        row.resolved = resolved[f"{row.backend} {row.mode}"]
+        if "floor" in bounds:
             row.floor_ratio = row.p50_ms / (1e3 * median["limit floor"])
             if "copy" in bounds:
                 row.floor_bytes_ratio = row.p50_ms / (1e3 * (median["limit floor"] + median["limit copy"]))
     return rows
+
+
+@contextlib.contextmanager
+def watched(found: dict[str, str]) -> Iterator[None]:
+    """Notes which backend runs of each of our operations."""
+    module = dispatch._module
+
+    def noted(op: str, backend: str) -> Any:
+        found[op] = backend
+        return module(op, backend)
+
+    with mock.patch.object(dispatch, "_module", noted):
+        yield
 
 
 def make_row(
@@ -303,15 +328,16 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, help="samples of each candidate (default 50, with --smoke 2)")
-    parser.add_argument("--output", type=Path, help="file to which JSON lines are appended")
+def add_arguments(parser: argparse.ArgumentParser, rounds: int = 50) -> None:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=a_device, default=default, help=f"cpu, cuda or cuda:N (default {default})")
+    parser.add_argument("--rounds", type=a_count, help=f"samples of each candidate (default {rounds}, with --smoke 2)")
+    parser.add_argument("--output", type=a_file, help="file to which JSON lines are appended")
     parser.add_argument("--smoke", action="store_true", help="small shapes and few rounds: does it run?")
 
 
-def parse_options(parsed: argparse.Namespace) -> Options:
-    return Options(torch.device(parsed.device), parsed.smoke, parsed.rounds or (2 if parsed.smoke else 50))
+def parse_options(parsed: argparse.Namespace, rounds: int = 50) -> Options:
+    return Options(parsed.device, parsed.smoke, parsed.rounds or (2 if parsed.smoke else rounds))
 
 
 def run_cases(cases: Sequence[Case], options: Options, output: Path | None) -> None:

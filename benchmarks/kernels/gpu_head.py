@@ -19,7 +19,6 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +28,23 @@ from aapa.kernels import TokenFields, TokenLossSpec, linear_logprob, linear_poli
 from aapa.kernels.chunked.plan import MAX_ROWS
 from aapa.kernels.chunked.products import add_product, operand_dtype, product
 from aapa.kernels.reference.vocab_parallel import statistics_dtype
-from benchmarks.harness import Candidate, Case, Options, Row, commit, device_name, measure, print_table, versions
+from benchmarks.harness import (
+    Candidate,
+    Case,
+    Row,
+    add_arguments,
+    commit,
+    device_name,
+    measure,
+    parse_options,
+    print_table,
+    versions,
+)
 from benchmarks.kernels.head_problem import HeadProblem, head_problems
 
 MODE = "forward+backward"
 TARGET = 1.08
+ROUNDS = 20
 
 
 def peer(module: str, name: str) -> Callable[..., Any] | None:
@@ -175,12 +186,9 @@ def verdict(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--output", type=Path)
+    add_arguments(parser, ROUNDS)
     parsed = parser.parse_args()
-    options = Options(torch.device(parsed.device), parsed.smoke, parsed.rounds or (2 if parsed.smoke else 20))
+    options = parse_options(parsed, ROUNDS)
     for problem in head_problems(options):
         for make in (sft_case, surrogate_case, scoring_case):
             rows = measure(make(problem), options)
