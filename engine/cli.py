@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _is_bad_input(error):
             _say(str(error))
+            return BAD_INPUT
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _say(f"expected a shorter path, got {str(error.filename)[:80]!r}…")
             return BAD_INPUT
         traceback.print_exc()
         return OTHER

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from aapa.engine.recipe import Recipe, RewardTable
     from aapa.engine.recipe.data_tables import DataTable
-    from aapa.engine.rewards import Rewards
-
+from aapa.engine.rewards import Rewards
+from aapa.engine.run_output import replace_file
 
 FACTS = "data.json"
 
@@ -136,7 +136,7 @@ class FileTask:
     def write_facts(self, directory: Path) -> None:
         """Write down which rows the run uses, for when it goes on, and which were set aside."""
         facts = {"rows": self.rows, "set_aside": len(self.bad), "digest": self.digest}
-        (directory / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        replace_file(directory / FACTS, (json.dumps(facts) + "\n").encode())
         path = write_quarantine(directory, self.bad)
         if self.bad:
             announce(f"data: all rows set aside are in {path}")
@@ -260,9 +260,14 @@ def check_same_rows(task: FileTask, directory: Path) -> None:
     path = directory / FACTS
     if not path.is_file() or not (directory / "checkpoints").is_dir():
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["digest"] != task.digest:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        digest, rows = stored["digest"], stored["rows"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        wanted = "what the run wrote of the rows it began with"
+        raise UserError(f"data: expected {wanted} in {path}, got {type(error).__name__}: {error}") from None
+    if digest != task.digest:
         raise UserError(
-            f"data: expected the {stored['rows']} rows that the run in {directory} began with, got {task.rows} with "
+            f"data: expected the {rows} rows that the run in {directory} began with, got {task.rows} with "
             "changes; bring the old ones back, or choose another --output"
         )

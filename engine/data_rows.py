@@ -158,7 +158,7 @@ class ArrowRows:
         except UnicodeDecodeError as error:
             got = f"byte 0x{error.object[error.start]:02x} at {error.start} of {error.object!r:.80}"
             raise BadRow(f"expected UTF-8, got {got}") from None
-        except (ValueError, ArithmeticError) as error:
+        except (ValueError, ArithmeticError, LookupError) as error:  # an unknown time zone is a LookupError
             raise BadRow(f"expected values that Python holds, got one of which {error}") from None
 
     def place(self, index: int) -> str:
@@ -169,7 +169,7 @@ class ArrowRows:
             count = min(BATCH, len(self) - start)
             try:
                 columns = self._dataset[start : start + count]
-            except (ValueError, ArithmeticError):  # of some row in the batch
+            except (ValueError, ArithmeticError, LookupError):  # of some row in the batch
                 yield from ((index, _row_or_bad(self, index)) for index in range(start, start + count))
                 continue
             for offset in range(count):
@@ -284,6 +284,8 @@ def open_dataset(name: str, subset: str | None, split: str) -> Rows:
     import datasets
 
     if Path(name).is_dir():
+        if subset is not None:
+            raise UserError(f"data.subset: expected none, for {name} is a saved dataset, got {subset!r}")
         try:
             found = datasets.load_from_disk(name)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # whatever its JSON files hold

@@ -173,7 +173,7 @@ def _reward_figures(groups: list[list[float]]) -> dict[str, Any]:
     values = torch.tensor([value for group in known for value in group], dtype=torch.float64)
     return {
         "reward/mean": float(values.mean()),
-        "reward/std": float(values.std(correction=0)),
+        "reward/std": float(values.std(correction=0)) if len(values) else math.nan,
         "reward/zero_variance": sum(len(set(group)) <= 1 for group in known) / len(groups),
         "reward/masked": 1.0 - len(values) / sum(map(len, groups)),
         "reward/failed": sum(map(len, groups)) - len(values),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aapa.engine.errors import UserError
 from aapa.engine.metrics import METRICS_FILE, SAMPLES_FILE, Sample, read_metrics, read_samples
+from aapa.engine.run_output import replace_file
 from aapa.engine.statistics import Estimate, mean_interval, paired_difference
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
         page = page / REPORT_FILE
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        _replace(page, render_page(runs, page.parent).encode("utf-8", errors="replace"))
+        replace_file(page, render_page(runs, page.parent).encode("utf-8", errors="replace"))
     except OSError as error:
         raise UserError(f"output: expected a page that can be written, got {page}: {error}") from None
     return page
@@ -387,13 +388,3 @@ def _cell(column: Column, row: Row) -> str:
         return column.write(value)
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{column.key}: expected {column.meaning or 'a number'}, got {value!r}") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that a page being read is never half of one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -109,7 +109,10 @@ def describe(error: BaseException) -> str:
         trace = trace.tb_next
     file = __file__ if trace is None else trace.tb_frame.f_code.co_filename
     where = "" if trace is None or file == __file__ else f" at {os.path.basename(file)}:{trace.tb_lineno}"
-    text = str(error).splitlines()[0][:200] if str(error) else ""
+    try:
+        text = (str(error).splitlines() or [""])[0][:200]
+    except BaseException as second:  # the error's own code
+        text = f"its text raises {type(second).__name__}"
     return printable(f"{type(error).__name__}{': ' if text else ''}{text}{where}")
 
 
@@ -154,7 +157,7 @@ def answer_call(function: Callable[..., Any], call: dict[str, Any]) -> dict[str,
             return {"shape": f"{type(result).__name__} of 0 dimensions"}
         # A generator is the user's code, too, and so is the conversion of what is in it.
         values = [number(value) for value in result]
-    except (Exception, SystemExit, asyncio.CancelledError) as error:
+    except BaseException as error:
         return {"error": describe(error)}
     return {"values": values, "logged": [(name, value) for name, value in logged if math.isfinite(value)]}
 

@@ -254,6 +254,8 @@ class FailureWindow:
     def __init__(self, size: int, most: float) -> None:
         self.size, self.most = size, most
         self._steps: deque[tuple[int, int]] = deque()
+        self._samples = self._failed = 0
+        self._last_failure = ""
 
     def add(self, failed: int, samples: int, last_failure: str = "") -> None:
         """Count the samples of a step.
@@ -261,6 +263,8 @@ class FailureWindow:
         Raises:
             TrainingFault: more than the allowed share of a window have failed.
         """
+        self._samples, self._failed = self._samples + samples, self._failed + failed
+        self._last_failure = last_failure or self._last_failure
         self._steps.append((failed, samples))
         while sum(count for _, count in self._steps) - self._steps[0][1] >= self.size:
             self._steps.popleft()
@@ -272,3 +276,13 @@ class FailureWindow:
                 f"rewards: expected at most {self.most:.0%} of {max(total, self.size)} samples without a reward "
                 f"(rewards.max_failed_fraction, rewards.window), got {lost}{why}"
             )
+
+    def end(self) -> None:
+        """Look at the stage as a whole, which may be shorter than the window.
+
+        Raises:
+            TrainingFault: no sample of it had a reward.
+        """
+        if self._samples and self._failed == self._samples:
+            why = f"; the last: {self._last_failure}" if self._last_failure else ""
+            raise TrainingFault(f"rewards: expected samples with a reward, got none of {self._samples}{why}")

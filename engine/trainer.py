@@ -159,6 +159,7 @@ class Trainer:
                     progress.update(self.step, evaluation)
                     self._judge(stage, evaluation)
                 self._maybe_save(table.steps)
+        stage.failures.end()
         if self.main and cost.seconds["scoring"]:
             announce(f"{table.name}: {cost.text(stage.shares_reference(self.run))}")
         self._end_stage(stage)

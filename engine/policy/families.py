@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +88,15 @@ def _shape(config: Config) -> list[str]:
     return problems
 
 
+def _finite(config: Config) -> list[str]:
+    values = {**config, **rope_table(config)}
+    return [
+        f"expected {name} in config.json to be a finite number, got {value}"
+        for name, value in values.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -136,4 +146,4 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-_CHECKS: tuple[Callable[[Config], list[str]], ...] = (_architecture, _shape, _layers, _rope)
+_CHECKS: tuple[Callable[[Config], list[str]], ...] = (_architecture, _shape, _finite, _layers, _rope)

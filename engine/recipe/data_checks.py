@@ -24,8 +24,22 @@ _OF_ROWS = (
     "template_kwargs",
     "max_bad_fraction",
 )
-# What is given to every chat template, beside data.template_kwargs.
-_OF_TEMPLATES = ("conversation", "messages", "tokenize", "add_generation_prompt")
+# What the run gives to `apply_chat_template` itself, or what is none of the template's business.
+_OF_TEMPLATES = (
+    "conversation",
+    "messages",
+    "tokenize",
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+)
 
 
 def data_problems(recipe: Recipe) -> list[Problem]:
@@ -51,6 +65,10 @@ def data_problems(recipe: Recipe) -> list[Problem]:
         for name in _OF_TEMPLATES
         if name in data.template_kwargs
     ]
+    if data.expert_column == data.prompt_column:
+        problems.append(
+            at("data.expert_column", f"expected another column than the prompt's, got {short(data.expert_column)}")
+        )
     for index, stage in enumerate(recipe.stages):
         if stage.data == "corpus":
             text = "expected 'examples' with data.files or data.dataset, got 'corpus'"

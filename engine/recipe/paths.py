@@ -37,15 +37,15 @@ def resolve_paths(table: dict[str, Any], folder: Path, overridden: Collection[pr
     if isinstance(data, dict):
         for field in ("files", "evaluation_files"):
             value = data.get(field)
-            if isinstance(value, str):
+            if isinstance(value, str) and value:
                 data[field] = str(base("data", field) / value)
             elif isinstance(value, list):
                 data[field] = [
-                    str(base("data", field, place) / item) if isinstance(item, str) else item
+                    str(base("data", field, place) / item) if isinstance(item, str) and item else item
                     for place, item in enumerate(value)
                 ]
         name = data.get("dataset")
-        if isinstance(name, str) and (base("data", "dataset") / name).exists():
+        if isinstance(name, str) and name and (base("data", "dataset") / name).exists():
             data["dataset"] = str(base("data", "dataset") / name)
     for place, stage in enumerate(_tables(table.get("stages"))):
         for number, reward in enumerate(_tables(stage.get("rewards"))):

@@ -128,6 +128,26 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lines(*[{"prompt": [{"role": "\ud800", "content": "a"}], "expert": "b"}] * 3),
         r"rows.jsonl:1: prompt\[0\].role: expected Unicode text, got half a surrogate pair at 0",
     ),
+    "Parquet of an unknown time zone": (
+        parquet(
+            pa.table({"prompt": ["a"] * 9, "expert": ["e"] * 9, "at": pa.array([0] * 9, pa.timestamp("s", "Mars/X"))})
+        ),
+        r"got 9\n.*rows.parquet:1: expected values that Python holds, got one of which 'Mars/X'",
+    ),
+    "a subset of a saved dataset": (
+        both(saved("{}"), edited("r.toml", 'dataset = "saved"', 'dataset = "saved"\nsubset = "main"')),
+        r"data.subset: expected none, for .*saved is a saved dataset, got 'main'",
+    ),
+    "prompts as experts": (
+        data('files = "rows.jsonl"\nexpert_column = "prompt"'),
+        r"data.expert_column: expected another column than the prompt's, got 'prompt'",
+    ),
+    "no name": (data('files = ""'), r"data.files: expected a string that is not empty"),
+    "a name that is too long": (data(f'files = "{"x" * 5000}"'), r"expected a shorter path, got '"),
+    "keywords of the tokenizer": (
+        data('files = "rows.jsonl"\ntemplate_kwargs = { padding = true }'),
+        r"data.template_kwargs.padding: expected a keyword that the run does not give itself, got 'padding'",
+    ),
     "keywords that are the run's": (
         data('files = "rows.jsonl"\ntemplate_kwargs = { tokenize = true }'),
         r"data.template_kwargs.tokenize: expected a keyword that the run does not give itself, got 'tokenize'",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aapa.engine import cli
+from aapa.engine.data_files import check_same_rows
 from aapa.engine.errors import UserError
 from aapa.engine.report import write_report
-from aapa.engine.run_output import MARK, check_output
+from aapa.engine.run_output import MARK, WRITTEN, check_output
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -39,9 +41,29 @@ def test_a_place_that_is_refused(output, message, words, tmp_path, monkeypatch, 
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", [*WRITTEN, "config.json", "model.safetensors"])
+def test_what_no_run_wrote_is_not_written_over(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"with {name} that no run wrote"):
+        check_output(tmp_path)
+
+
+def test_a_name_that_is_too_long(tmp_path, capsys):
+    assert cli.main(["train", "mini-if-a-grpo", "--check", "--output", str(tmp_path / ("x" * 300))]) == 2
+    assert "expected a shorter path, got '" in capsys.readouterr().err
+
+
+def test_rows_that_a_run_noted_are_read_with_care(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for text in ("{", "[]", '{"digest": 1}'):
+        (tmp_path / "data.json").write_text(text)
+        with pytest.raises(UserError, match=r"data: expected what the run wrote of the rows .*data\.json, got"):
+            check_same_rows(SimpleNamespace(digest="x", rows=1), tmp_path)
+
+
 def test_places_that_suit(tmp_path):
     check_output(tmp_path / "new" / "run")
-    (tmp_path / "run" / "discriminator").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / "job.log").write_text("one's own")
     check_output(tmp_path / "run")
     (tmp_path / "run" / "recipe.toml").write_text(MARK + 'name = "x"\n')

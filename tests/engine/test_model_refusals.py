@@ -100,6 +100,10 @@ CONFIGURATIONS = {
     "groups": ({"num_key_value_heads": 3}, "expected num_key_value_heads to be a divisor of 4 heads, got 3"),
     "odd heads": ({"head_dim": 7}, "expected head_dim to be even"),
     "no layers": ({"num_hidden_layers": "many"}, "expected num_hidden_layers in config.json to be a whole number"),
+    "not finite": (
+        {"rms_norm_eps": float("nan")},
+        "expected rms_norm_eps in config.json to be a finite number",
+    ),
     "type": ({"dtype": "float99"}, "expected a configuration that transformers reads"),
     "no number": ({"rms_norm_eps": "small"}, "expected a configuration that transformers reads"),
 }

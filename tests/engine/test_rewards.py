@@ -77,6 +77,15 @@ async def cancelled(completions, **columns):
         raise asyncio.CancelledError("cannot judge 'bad'")
     return [1.0] * len(completions)
 
+class Wordless(BaseException):
+    def __str__(self):
+        raise KeyError("no words")
+
+def wordless(completions, **columns):
+    if "bad" in completions:
+        raise Wordless
+    return [1.0] * len(completions)
+
 def unsized(completions, **columns):
     return np.array(1.0)
 
@@ -208,6 +217,7 @@ def test_memory_beyond_what_the_shell_allows_is_what_the_shell_allows(call, pool
         ("hangs", "took longer than 0.3 s"),
         ("generated", "ValueError: cannot judge 'bad' at functions.py:"),
         ("cancelled", "CancelledError: cannot judge 'bad' at functions.py:"),
+        ("wordless", "Wordless: its text raises KeyError at functions.py:"),
         ("dies", "its process ended with exit code 3"),
     ],
 )
@@ -364,3 +374,13 @@ def test_a_window_of_failures_ends_the_run() -> None:
     fresh.add(5, 8)
     with pytest.raises(TrainingFault, match="got 6"):
         fresh.add(1, 8)
+
+
+def test_a_stage_without_any_reward_ends_the_run() -> None:
+    window = FailureWindow(200, 0.05)
+    window.end()
+    window.add(4, 4, "f: boom")
+    with pytest.raises(TrainingFault, match="expected samples with a reward, got none of 4; the last: f: boom"):
+        window.end()
+    window.add(3, 4)
+    window.end()

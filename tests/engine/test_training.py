@@ -20,6 +20,7 @@ from runs import DATA, figures, rl_table, same, start_table, weights
 from aapa.engine.errors import Interrupted, UserError
 from aapa.engine.metrics import read_metrics, read_samples
 from aapa.engine.recipe import parse_recipe
+from aapa.engine.run_output import RECIPE_FILE, WRITTEN
 from aapa.engine.trainer import train
 
 pytestmark = pytest.mark.usefixtures("own_reward")
@@ -138,6 +139,7 @@ def test_the_run_directory_holds_what_a_reader_needs(start):
     base = [row["loss/sft"] for row in rows if row["kind"] == "train" and row["stage"] == "base"]
     assert base[-1] < 0.8 * base[0]
     assert any((start / "tensorboard").iterdir())
+    assert {path.name for path in start.iterdir()} <= {RECIPE_FILE, *WRITTEN}
     for name in (
         "report.html",
         "curves.png",
