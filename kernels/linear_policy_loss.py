@@ -46,8 +46,10 @@ def linear_policy_loss(
         vocab_size: true vocabulary; rows at or above it are padding.
         tp_group: process group over which the vocabulary is split.
         sequence_parallel: `hidden_TD` holds T / ranks rows; the fields hold all T.
-        mode: "fast" keeps a chunk's logits for its gradient; "lean" is for backends that trade a fourth GEMM for
-            less memory; the reference computes both alike.
+        mode: "fast" keeps a chunk's logits for its gradient. "lean" takes all rows at once and the vocabulary in
+            blocks, twice: a block's logits give statistics, and are made again for its gradient. A fourth GEMM buys
+            less memory: one block of logits and dHidden in float32, and dWeight written once. The reference computes
+            both alike.
         backend: "auto" | "triton" | "native" | "reference".
 
     Returns:

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
     from aapa.kernels.sentence_types import SentenceHead
 
-# Projected sizes up to which a program of the kernel holds its sentences in registers and shared memory.
-KERNEL_RANK = 256
+# Projected sizes up to which a program of the kernel holds its sentences in registers and shared memory on every GPU
+# that we compile for: at 256 registers spill on sm100, and gfx942 has no shared memory left.
+KERNEL_RANK = 128
 
 
 def sentence_scores(
@@ -36,7 +37,7 @@ def sentence_scores(
         cu_expert: [G + 1] integer offsets into `expert_ED`.
         head: weights; they are brought to the dtype of the computation.
         backend: "auto" | "triton" | "reference". The reference is differentiable in all inputs, and is what "auto"
-            takes where a gradient is wanted, or R is above 256: there is no kernel for those.
+            takes where a gradient is wanted, or R is above 128: there is no kernel for those.
 
     Returns:
         score_S: [S] float32, or float64 for float64 inputs. 0 where a group has no expert sentence; the caller masks
