@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aapa.kernels import SentenceHead, TokenFields, TokenLossSpec
 from aapa.kernels.chunked.glue import RowTerms
+from aapa.kernels.sentence_scores import KERNEL_RANK
 from aapa.kernels.triton import fused_scoring
 from aapa.kernels.triton.anchor_advantages import anchor_advantages
 from aapa.kernels.triton.logit_rows import logits_gradient, row_statistics
@@ -30,7 +31,9 @@ from aapa.kernels.triton.sentence_scores import sentence_scores
 from benchmarks.kernels.ahead_of_time import TARGETS, Launch, Report, Target, launches, report
 
 # Sizes decide which types and alignments a launch has, not what is compiled beyond that; nothing is computed here.
-TOKENS, HIDDEN, VOCAB, RANK, WIDTH = 256, 1024, 4096, 128, 256
+TOKENS, HIDDEN, VOCAB, WIDTH = 256, 1024, 4096, 256
+# Those of sentence scores decide its blocks: the smallest block, one that is not full, and the largest that is accepted.
+RANKS = (16, 100, KERNEL_RANK)
 SPECS = (
     TokenLossSpec(),
     TokenLossSpec(delta=1.5, kl="k2", phi=True),
@@ -71,10 +74,11 @@ def logits() -> None:
 def sentences() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         segment_means(zeros(TOKENS, HIDDEN, dtype=dtype), offsets(16))
-    head = SentenceHead(
-        zeros(RANK, HIDDEN), zeros(RANK), zeros(WIDTH, 4 * RANK), zeros(WIDTH), zeros(WIDTH), zeros(1)[0], 0.5
-    )
-    sentence_scores(zeros(TOKENS, HIDDEN), offsets(16), zeros(TOKENS, HIDDEN), offsets(16), head)
+    for rank in RANKS:
+        head = SentenceHead(
+            zeros(rank, HIDDEN), zeros(rank), zeros(WIDTH, 4 * rank), zeros(WIDTH), zeros(WIDTH), zeros(1)[0], 0.5
+        )
+        sentence_scores(zeros(TOKENS, HIDDEN), offsets(16), zeros(TOKENS, HIDDEN), offsets(16), head)
     every = torch.ones(16, dtype=torch.bool)
     for scale, credit, anchored in (("group", "sentence", None), ("batch", "return", every), ("none", "return", every)):
         options = {"mean": 0.0, "std": 1.0, "clip": 3.0, "aggregation": "grpo", "discount": 1.0, "eps": 1e-4}

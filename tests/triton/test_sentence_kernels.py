@@ -132,8 +132,8 @@ def test_what_has_no_kernel_is_refused_by_name_and_otherwise_left_to_the_referen
     with pytest.raises(ValueError, match="backend: expected 'reference' where a gradient is wanted"):
         sentence_scores(*arguments, backend="triton")
     assert sentence_scores(*arguments).requires_grad
-    arguments = (sentence_SD.detach(), *arguments[1:4], sentence_head(6, 257, 4, 0))
-    with pytest.raises(ValueError, match="projected size is above 256"):
+    arguments = (sentence_SD.detach(), *arguments[1:4], sentence_head(6, 129, 4, 0))
+    with pytest.raises(ValueError, match="projected size is above 128"):
         sentence_scores(*arguments, backend="triton")
     assert sentence_scores(*arguments).shape == (4,)
 
