@@ -25,14 +25,15 @@ from aapa.engine.data_scan import (
 from aapa.engine.errors import UserError
 from aapa.engine.examples import Example
 from aapa.engine.recipe.discriminator_checks import splits
+from aapa.engine.run_output import replace_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from aapa.engine.recipe import Recipe, RewardTable
     from aapa.engine.recipe.data_tables import DataTable
-from aapa.engine.rewards import Rewards
-from aapa.engine.run_output import replace_file
+    from aapa.engine.rewards import Rewards
+
 
 FACTS = "data.json"
 
