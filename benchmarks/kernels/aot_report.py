@@ -32,7 +32,7 @@ from benchmarks.kernels.ahead_of_time import TARGETS, Launch, Report, Target, la
 
 # Sizes decide which types and alignments a launch has, not what is compiled beyond that; nothing is computed here.
 TOKENS, HIDDEN, VOCAB, WIDTH = 256, 1024, 4096, 256
-# Those of sentence scores decide its blocks: the smallest block, one that is not full, and the largest that is accepted.
+# Projected sizes of sentence scores: the smallest block, one that is not full, and the largest that is accepted.
 RANKS = (16, 100, KERNEL_RANK)
 SPECS = (
     TokenLossSpec(),
