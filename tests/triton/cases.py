@@ -58,3 +58,18 @@ def token_fields(tokens: int, seed: int, masked: float = 0.3) -> tuple[Tensor, T
         sequence_T=torch.randint(-1, 4, (tokens,), generator=g).to(DEVICE),
     )
     return logprob_T, normal().abs(), fields
+
+
+def half_precision_products(monkeypatch: Any) -> None:
+    """Products as a GPU has them, half precision in and float32 out, which torch has on CUDA alone."""
+
+    def mm(left: Tensor, right: Tensor, out_dtype: Any = None, out: Any = None) -> Tensor:
+        found = left.to(out.dtype) @ right.to(out.dtype)
+        return out.copy_(found)
+
+    def addmm(total: Tensor, left: Tensor, right: Tensor, out_dtype: Any = None, out: Any = None) -> Tensor:
+        return out.copy_(total + left.to(out.dtype) @ right.to(out.dtype))
+
+    monkeypatch.setattr("aapa.kernels.chunked.shard.operand_dtype", lambda hidden, weight: hidden.dtype)
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "addmm", addmm)

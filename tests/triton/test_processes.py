@@ -12,15 +12,15 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-# Two processes, so that two workers share the time.
-HEAD = ("test_policy_loss.py", "test_head.py", "test_fused_scoring.py")
+# Two processes, so that two workers share the time: half of it each.
+NUMERICS = ("test_three_way.py", "test_policy_loss.py")
 COMPILED = ("test_processes.py", "test_ahead_of_time.py")
-OTHERS = tuple(sorted({file.name for file in HERE.glob("test_*.py")} - {*HEAD, *COMPILED}))
+OTHERS = tuple(sorted({file.name for file in HERE.glob("test_*.py")} - {*NUMERICS, *COMPILED}))
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this folder's tests run on the GPU themselves")
 
 
-@pytest.mark.parametrize("files", [HEAD, OTHERS], ids=["head", "others"])
+@pytest.mark.parametrize("files", [NUMERICS, OTHERS], ids=["numerics", "others"])
 def test_in_the_interpreter(files: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / f) for f in files)],
