@@ -26,7 +26,7 @@ segment_walk(const Token* tokens, int32_t begin, int32_t end, const SegmentTable
   if (begin >= end) {
     return 0;
   }
-  int32_t found = 1, mark = begin;
+  int32_t found = 1, mark = begin, last = begin;
   int64_t state = 0;
   if (out != nullptr) {
     out[0] = begin;
@@ -41,7 +41,8 @@ segment_walk(const Token* tokens, int32_t begin, int32_t end, const SegmentTable
       return kBadClass;
     }
     const int64_t step = row * table.states + state;
-    if (table.cut[step] != 0) {
+    if (table.cut[step] != 0 && mark > last) {
+      last = mark;
       if (out != nullptr) {
         out[found] = mark;
       }

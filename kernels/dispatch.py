@@ -7,9 +7,11 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
-from functools import cache
+from contextlib import AbstractContextManager
+from functools import cache, wraps
+from threading import RLock
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,20 @@ AVAILABLE: dict[str, tuple[str, ...]] = {
 }
 
 log = logging.getLogger("aapa.kernels")
+
+
+def run(op: str, backend: str, device: torch.device, *arguments: Any, **named: Any) -> Any:
+    """The operation, by the implementation that `resolve` finds, in its own precision whatever autocast says."""
+    implementation = getattr(resolve(op, backend, device), op)
+    with without_autocast(device):
+        return implementation(*arguments, **named)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which `torch.autocast` rounds nothing."""
+    import torch
+
+    return torch.autocast(device.type, enabled=False)
 
 
 def resolve(op: str, backend: str = "auto", device: torch.device | None = None) -> ModuleType:
@@ -55,12 +71,25 @@ def resolve(op: str, backend: str = "auto", device: torch.device | None = None) 
     return _module(op, backend)
 
 
+def _once(function: Callable[..., Any]) -> Any:
+    """`cache`, and threads that come together wait for the first: what is logged inside is logged once."""
+    cached, lock = cache(function), RLock()
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        with lock:
+            return cached(*arguments)
+
+    call.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+    return call
+
+
 @cache
 def _module(op: str, backend: str) -> ModuleType:
     return importlib.import_module(f"aapa.kernels.{backend}.{op}")
 
 
-@cache
+@_once
 def _choose(op: str, kind: str) -> str:
     for backend in AVAILABLE[op]:
         # The interpreter is for tests: it must be asked for.
@@ -73,9 +102,15 @@ def _choose(op: str, kind: str) -> str:
 def _triton_obstacle(op: str, kind: str) -> str | None:
     if kind != "cuda" and not (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return "Triton's kernels need a GPU"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    return None
+    return _package_obstacle()
+
+
+@_once
+def _package_obstacle() -> str | None:
+    if importlib.util.find_spec("triton") is not None:
+        return None
+    _warn("Triton is not installed")
+    return "Triton is not installed"
 
 
 def _native_obstacle(op: str, kind: str) -> str | None:
@@ -88,14 +123,18 @@ def _native_obstacle(op: str, kind: str) -> str | None:
     return "the C++ operations run on the CPU"
 
 
-@cache
+@_once
 def _extension_obstacle() -> str | None:
     from aapa.kernels.native import missing
 
-    reason = missing()
+    reason: str | None = missing()
     if reason is not None:
-        log.warning("operations run on their torch references, which is slower: %s", reason)
+        _warn(reason)
     return reason
+
+
+def _warn(reason: str) -> None:
+    log.warning("operations run on their torch references, which is slower: %s", reason)
 
 
 # Why a backend cannot run an operation on a kind of device, None where it can.

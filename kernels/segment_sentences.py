@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aapa.kernels.dispatch import resolve
+from aapa.kernels.checks import check_integers, check_offsets
+from aapa.kernels.dispatch import run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,8 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable,
 
     Args:
         token_T: [T] integer token ids of N sequences laid end to end.
-        cu_seqlens: [N + 1] int32 offsets from 0 to T. Each is a boundary; an empty sequence has no sentence.
+        cu_seqlens: [N + 1] integer offsets from 0 to T. Each is a boundary; an empty sequence has no sentence. On a GPU
+            the host waits for them, and for the ids.
         table: transducer over the ids of this vocabulary.
         backend: "auto" | "native" | "reference".
 
@@ -25,12 +27,20 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable,
         cu_sents: [S + 1] int32, strictly increasing from 0 to T, on the device of `token_T`; [0] if T = 0.
 
     Raises:
-        ValueError: offsets that do not run from 0 to T, or a token id outside the table.
+        ValueError: offsets that do not run from 0 to T, a token id outside the table, or a table that leads outside of
+            itself.
     """
+    import torch
+
+    check_integers("token_T", token_T)
+    if token_T.dim() != 1:
+        raise ValueError(f"token_T: expected one dimension [T], got shape {tuple(token_T.shape)}")
     tokens = token_T.shape[0]
-    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != tokens or bool((cu_seqlens.diff() < 0).any()):
-        raise ValueError(f"cu_seqlens: expected offsets from 0 to {tokens}, got {cu_seqlens.tolist()[:8]} …")
+    check_offsets("cu_seqlens", cu_seqlens, tokens, wait=True)
+    if token_T.dtype not in (torch.int32, torch.int64):
+        token_T = token_T.long()
     if tokens and not 0 <= int(token_T.min()) <= int(token_T.max()) < table.class_V.shape[0]:
         span = f"{int(token_T.min())} … {int(token_T.max())}"
         raise ValueError(f"token_T: expected ids in [0, {table.class_V.shape[0]}), got {span}")
-    return resolve("segment_sentences", backend, token_T.device).segment_sentences(token_T, cu_seqlens, table)
+    cu_sents: Tensor = run("segment_sentences", backend, token_T.device, token_T, cu_seqlens, table)
+    return cu_sents

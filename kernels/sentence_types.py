@@ -21,7 +21,8 @@ class SentenceTable:
     Every sequence starts in state 0 with no mark. A token of class c met in state q does, in this order:
     `cut_CQ[c, q]`: a sentence begins at the mark; `mark_CQ[c, q]`: the mark moves behind this token;
     the state becomes `next_CQ[c, q]`. The mark is where the sentence would end if the next one began; only
-    its last place counts, so blanks can wait for what follows them.
+    its last place counts, so blanks can wait for what follows them. Where a sentence begins at the mark already, a cut
+    does nothing.
 
     Attributes:
         class_V: int32, class of each token id.

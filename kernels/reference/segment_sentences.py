@@ -21,6 +21,11 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable)
     # below it, so that one look-up answers everything about a token.
     rows = table.class_V.index_select(0, token_T.to(table.class_V.device, torch.int64)).tolist()
     used = list(set(rows))
+    classes, states = table.next_CQ.shape
+    if used and not 0 <= min(used) <= max(used) < classes:
+        raise ValueError(f"class_V: expected rows of next_CQ, got {min(used)} … {max(used)}")
+    if used and int(table.next_CQ[used].max()) >= states:
+        raise ValueError(f"next_CQ: expected states below {states}, got {int(table.next_CQ[used].max())}")
     step_CQ = table.next_CQ[used].int() * 4 + table.cut_CQ[used].int() * CUT + table.mark_CQ[used].int() * MARK
     steps = dict(zip(used, step_CQ.tolist(), strict=True))
     bounds = cu_seqlens.tolist()
@@ -29,13 +34,15 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable)
         if begin == end:
             continue
         starts.append(begin)
-        state, mark = 0, begin
+        state = 0
+        mark = last = begin
         for position in range(begin, end):
             step = steps[rows[position]][state]
             state = step >> 2
             if step & 3:
-                if step & CUT:
+                if step & CUT and mark > last:
                     starts.append(mark)
+                    last = mark
                 if step & MARK:
                     mark = position + 1
     return torch.tensor([*starts, bounds[-1]], dtype=torch.int32, device=token_T.device)

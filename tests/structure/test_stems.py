@@ -7,8 +7,8 @@ from pathlib import Path
 from aapa.kernels.dispatch import AVAILABLE
 
 ROOT = Path(__file__).resolve().parents[2]
-# Files of kernels/ that are not operations: types shared by several, and the choice of a backend.
-NOT_OPERATIONS = {"__init__", "dispatch", "fields", "sentence_types"}
+# Files of kernels/ that are not operations: types and checks shared by several, and the choice of a backend.
+NOT_OPERATIONS = {"__init__", "checks", "dispatch", "fields", "sentence_types"}
 
 
 def stems(root: Path) -> set[str]:
