@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
-from aapa.kernels.dispatch import resolve
+from aapa.kernels.checks import check_offsets, check_shape
+from aapa.kernels.dispatch import run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +50,9 @@ def anchor_advantages(
         score_S: [S] float, discriminator score of each sentence.
         reward_N: [N] float, one a response. NaN masks a response: it is left out of the group's mean and
             standard deviation, and its advantage is 0.
-        cu_sents: [S + 1] integer offsets that tile [0, T) and refine `cu_seqlens`.
-        cu_seqlens: [N + 1] integer offsets of the responses, T response tokens in all (no prompts).
+        cu_sents: [S + 1] increasing integer offsets that tile [0, T) and refine `cu_seqlens`.
+        cu_seqlens: [N + 1] integer offsets of the responses, T response tokens in all (no prompts). On a GPU the host
+            waits for both offsets.
         group_N: [N] int64 group of each response, in any order.
         mean, std: calibration of the discriminator, mu_off and sigma_off.
         clip: c, in standard deviations.
@@ -61,7 +64,7 @@ def anchor_advantages(
             response has B = 0 and is left out of b. A response with no other anchored response in its group
             has b = 0.
         anchored_S: [S] bool, sentences that the anchor speaks of; None means all. Outside of them B = 0.
-        eps: added to the standard deviation.
+        eps: added to the standard deviation; positive, so that equal rewards give 0.
         backend: "auto" | "triton" | "reference".
 
     Returns:
@@ -71,19 +74,13 @@ def anchor_advantages(
         ValueError: shapes that do not belong together, offsets that do not tile, an option that does not
             exist.
     """
-    _check_options(std, clip, aggregation=aggregation, scale=scale, credit=credit)
-    responses, sentences = cu_seqlens.shape[0] - 1, cu_sents.shape[0] - 1
-    shapes = {
-        "score_S": (score_S, sentences),
-        "reward_N": (reward_N, responses),
-        "group_N": (group_N, responses),
-        "anchored_N": (anchored_N, responses),
-        "anchored_S": (anchored_S, sentences),
-    }
-    for name, (tensor, length) in shapes.items():
-        if tensor is not None and tuple(tensor.shape) != (length,):
-            raise ValueError(f"{name}: expected shape ({length},), got {tuple(tensor.shape)}")
-    return resolve("anchor_advantages", backend, score_S.device).anchor_advantages(
+    _check_choices(aggregation=aggregation, scale=scale, credit=credit)
+    _check_numbers(mean, discount, std=std, clip=clip, eps=eps)
+    _check_tensors(score_S, reward_N, cu_sents, cu_seqlens, group_N, anchored_N, anchored_S)
+    advantage_T, anchor_advantage_T = run(
+        "anchor_advantages",
+        backend,
+        score_S.device,
         score_S,
         reward_N,
         cu_sents,
@@ -100,12 +97,50 @@ def anchor_advantages(
         anchored_S=anchored_S,
         eps=eps,
     )
+    return advantage_T, anchor_advantage_T
 
 
-def _check_options(std: float, clip: float, **chosen: str) -> None:
+def _check_tensors(
+    score_S: Tensor,
+    reward_N: Tensor,
+    cu_sents: Tensor,
+    cu_seqlens: Tensor,
+    group_N: Tensor,
+    anchored_N: Tensor | None,
+    anchored_S: Tensor | None,
+) -> None:
+    import torch
+
+    tokens = int(cu_seqlens.flatten()[-1]) if cu_seqlens.numel() else 0
+    check_offsets("cu_seqlens", cu_seqlens, tokens, wait=True)
+    check_offsets("cu_sents", cu_sents, tokens, increasing=True, wait=True)
+    responses, sentences = cu_seqlens.shape[0] - 1, cu_sents.shape[0] - 1
+    shapes = {
+        "score_S": (score_S, sentences),
+        "reward_N": (reward_N, responses),
+        "group_N": (group_N, responses),
+        "anchored_N": (anchored_N, responses),
+        "anchored_S": (anchored_S, sentences),
+    }
+    for name, (tensor, length) in shapes.items():
+        if tensor is None:
+            continue
+        check_shape(name, tensor, (length,))
+        if name.startswith("anchored") and tensor.dtype != torch.bool:
+            raise ValueError(f"{name}: expected torch.bool, got {tensor.dtype}")
+
+
+def _check_choices(**chosen: str) -> None:
     for name, value in chosen.items():
         if value not in CHOICES[name]:
             raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}, got {value!r}")
-    for name, number in (("std", std), ("clip", clip)):
+
+
+def _check_numbers(mean: float, discount: float, **positive: float) -> None:
+    if not math.isfinite(mean):
+        raise ValueError(f"mean: expected a finite number, got {mean}")
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount: expected a number in [0, 1], got {discount}")
+    for name, number in positive.items():
         if not number > 0:
             raise ValueError(f"{name}: expected a positive number, got {number}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aapa.kernels.dispatch import resolve
+from aapa.kernels.checks import check_offsets, check_shape
+from aapa.kernels.dispatch import resolve, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +33,10 @@ def sentence_scores(
 
     Args:
         sentence_SD: [S, D] float, mean hidden state of each sentence, sorted by group (a group is a prompt).
-        cu_group: [G + 1] integer offsets: group g owns the sentences [cu_group[g], cu_group[g + 1]).
+        cu_group: [G + 1] integer offsets from 0 to S: group g owns the sentences [cu_group[g], cu_group[g + 1]). Those
+            that lie on a GPU are not looked at, for the host would wait for them: wrong ones read outside of the rows.
         expert_ED: [E, D], the expert sentences, sorted by group.
-        cu_expert: [G + 1] integer offsets into `expert_ED`.
+        cu_expert: [G + 1] integer offsets from 0 to E into `expert_ED`, likewise.
         head: weights; they are brought to the dtype of the computation.
         backend: "auto" | "triton" | "reference". The reference is differentiable in all inputs, and is what "auto"
             takes where a gradient is wanted, or R is above 128: there is no kernel for those.
@@ -44,22 +46,25 @@ def sentence_scores(
         those. A score depends on its own group alone.
 
     Raises:
-        ValueError: shapes that do not belong together; a gradient is wanted of a kernel that has none.
+        ValueError: shapes and offsets that do not belong together; a gradient is wanted of a kernel that has none.
     """
     hidden = head.projection_RD.shape[1]
     for name, value in (("sentence_SD", sentence_SD), ("expert_ED", expert_ED)):
         if value.dim() != 2 or value.shape[1] != hidden:
             raise ValueError(f"{name}: expected shape [*, {hidden}], got {tuple(value.shape)}")
-    if cu_group.shape != cu_expert.shape or cu_group.dim() != 1 or not cu_group.shape[0]:
-        raise ValueError(f"cu_expert: expected shape {tuple(cu_group.shape)}, got {tuple(cu_expert.shape)}")
+    check_offsets("cu_group", cu_group, sentence_SD.shape[0])
+    check_offsets("cu_expert", cu_expert, expert_ED.shape[0])
+    check_shape("cu_expert", cu_expert, tuple(cu_group.shape))
     reason = _needs_reference(sentence_SD, expert_ED, head)
-    if reason is not None:
-        if backend == "triton":
-            raise ValueError(f"backend: expected 'reference' where {reason}, got 'triton'")
+    if reason is not None and backend != "reference":
+        if backend != "auto":
+            resolve("sentence_scores", backend, sentence_SD.device)
+            raise ValueError(f"backend: expected 'reference' where {reason}, got {backend!r}")
         backend = "reference"
-    return resolve("sentence_scores", backend, sentence_SD.device).sentence_scores(
-        sentence_SD, cu_group, expert_ED, cu_expert, head
+    score_S: Tensor = run(
+        "sentence_scores", backend, sentence_SD.device, sentence_SD, cu_group, expert_ED, cu_expert, head
     )
+    return score_S
 
 
 def _needs_reference(sentence_SD: Tensor, expert_ED: Tensor, head: SentenceHead) -> str | None:

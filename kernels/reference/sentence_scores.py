@@ -39,7 +39,9 @@ def aligned_features(
     alpha_N = exp_N / total_S[sentence_N]
     aligned_SR = torch.zeros_like(projected_SR).index_add(0, sentence_N, alpha_N[:, None] * partner_NR)
     feature_SF = torch.cat([projected_SR, aligned_SR, projected_SR - aligned_SR, projected_SR * aligned_SR], dim=1)
-    return feature_SF, total_S.detach() > 0
+    # Not from the sums: a NaN among them would read as no expert.
+    has_expert_S = (cu_expert.diff() > 0).repeat_interleave(cu_group.diff().long())
+    return feature_SF, has_expert_S.to(feature_SF.device)
 
 
 def sentence_scores(

@@ -239,6 +239,14 @@ def test_other_groups_do_not_matter() -> None:
         ({"credit": "token"}, "^credit"),
         ({"std": 0.0}, "^std: expected a positive number, got 0.0"),
         ({"clip": math.nan}, "^clip"),
+        ({"std": math.nan}, "^std"),
+        ({"mean": math.nan}, "^mean: expected a finite number, got nan"),
+        ({"eps": 0.0}, "^eps: expected a positive number, got 0.0"),
+        ({"eps": -1e-4}, "^eps"),
+        ({"discount": math.nan}, r"^discount: expected a number in \[0, 1\], got nan"),
+        ({"discount": -0.5}, "^discount"),
+        ({"anchored_N": torch.ones(2, dtype=torch.int64)}, "^anchored_N: expected torch.bool, got torch.int64"),
+        ({"anchored_S": torch.ones(2)}, "^anchored_S: expected torch.bool"),
         ({"anchored_N": torch.ones(3, dtype=torch.bool)}, r"^anchored_N: expected shape \(2,\)"),
     ],
 )
@@ -248,12 +256,12 @@ def test_refusals_name_the_option(options: dict[str, Any], message: str) -> None
 
 
 def test_refusals_of_shapes_and_offsets() -> None:
-    def call(scores: int, rewards: int, cu_sents: list[int]) -> None:
+    def call(scores: int, rewards: int, cu_sents: list[Any], cu_seqlens: list[Any] | None = None) -> None:
         anchor_advantages(
             torch.zeros(scores),
             torch.zeros(rewards),
             torch.tensor(cu_sents),
-            torch.tensor([0, 2, 4]),
+            torch.tensor([0, 2, 4] if cu_seqlens is None else cu_seqlens),
             torch.zeros(2, dtype=torch.int64),
             mean=0.0,
             std=1.0,
@@ -267,3 +275,9 @@ def test_refusals_of_shapes_and_offsets() -> None:
         call(2, 2, [0, 3, 4])
     with pytest.raises(ValueError, match="^cu_sents"):
         call(1, 2, [0, 2])
+    for wrong in ([1, 2, 4], [0, 2, 3], [0, 5, 4], [0, 0, 4], [0.0, 2.0, 4.0], []):
+        with pytest.raises(ValueError, match="^cu_sents: expected "):
+            call(2, 2, wrong)
+    for wrong in ([1, 2, 4], [0, 5, 4], [0.0, 2.0, 4.0], [[0, 2, 4]], []):
+        with pytest.raises(ValueError, match="^cu_seqlens: expected "):
+            call(2, 2, [0, 2, 4], wrong)

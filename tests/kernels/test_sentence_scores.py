@@ -156,3 +156,43 @@ def test_refusals_name_the_argument() -> None:
         random_head(tau=0.0)
     with pytest.raises(ValueError, match="^offset_R"):
         SentenceHead(**{**head.tensors(), "offset_R": torch.zeros(1)}, tau=1.0)
+
+
+def test_a_score_that_is_not_finite_is_not_taken_for_no_expert() -> None:
+    u, cu_group, e, cu_expert = ragged([2, 1, 1], [2, 1, 0], seed=1)
+    head = random_head()
+    finite = sentence_scores(u, cu_group, e, cu_expert, head)
+    for rows, row, lost in ((u, 0, [True, False, False, False]), (e, 1, [True, True, False, False])):
+        before = rows[row].clone()
+        rows[row, 2] = torch.nan
+        score_S = sentence_scores(u, cu_group, e, cu_expert, head)
+        assert score_S.isnan().tolist() == lost
+        assert torch.equal(score_S[~torch.tensor(lost)], finite[~torch.tensor(lost)])
+        rows[row] = before
+    head.projection_RD[0, 0] = torch.nan
+    assert sentence_scores(u, cu_group, e, cu_expert, head).isnan().tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("wrong", [[1, 4], [0, 3], [0, 5], [0, 5, 4], [], [0.0, 4.0], [[0, 4]]])
+def test_offsets_that_do_not_tile_are_refused(wrong: list[int]) -> None:
+    u, cu_group, e, cu_expert = ragged([4], [4], seed=2)
+    with pytest.raises(ValueError, match="^cu_group: expected "):
+        sentence_scores(u, torch.tensor(wrong), e, cu_expert, random_head())
+    with pytest.raises(ValueError, match="^cu_expert: expected "):
+        sentence_scores(u, cu_group, e, torch.tensor(wrong), random_head())
+
+
+def test_a_backend_is_refused_where_a_gradient_is_wanted_as_elsewhere() -> None:
+    u, cu_group, e, cu_expert = ragged([4], [4], seed=2)
+    for backend in ("bogus", "native"):
+        with pytest.raises(ValueError, match="^backend: expected one of auto, triton,"):
+            sentence_scores(u.requires_grad_(), cu_group, e, cu_expert, random_head(), backend=backend)
+
+
+def test_autocast_rounds_nothing() -> None:
+    u, cu_group, e, cu_expert = ragged([3, 2], [2, 2], seed=3)
+    arguments = u.float(), cu_group, e.float(), cu_expert, random_head().to(dtype=torch.float32)
+    want = sentence_scores(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sentence_scores(*arguments)
+    assert torch.equal(got, want)
