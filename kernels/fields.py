@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from aapa.kernels.checks import check_integers, check_shape
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,8 +31,10 @@ class TokenFields:
     plain sum of weight x value over tokens and micro-batches; nothing is divided later.
 
     Attributes:
-        target_T: int64, the token predicted at t, 0 where nothing is predicted.
-        temperature_T: float32, logits are divided by it; None means 1.
+        target_T: integers, the token predicted at t, 0 where nothing is predicted. A target outside of the vocabulary
+            has the log-prob NaN, which is seen in the loss where the token has a weight.
+        temperature_T: float32, logits are divided by it; None means 1. Positive where the token has a weight, which is
+            checked on the CPU.
         rl_weight_T, kl_weight_T, sft_weight_T, adv_weight_T, custom_weight_T: float32 component weights.
         advantage_T: float32, group-relative advantage of the rl component.
         anchor_advantage_T: float32, centred anchor score (3.2) of the adv component.
@@ -60,11 +64,14 @@ class TokenFields:
     sequence_T: Tensor | None = None
 
     def __post_init__(self) -> None:
-        tokens = self.target_T.shape
+        tokens = tuple(self.target_T.shape)
+        if len(tokens) != 1:
+            raise ValueError(f"target_T: expected one dimension [T], got shape {tokens}")
+        check_integers("target_T", self.target_T)
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and value.shape != tokens:
-                raise ValueError(f"{field.name}: expected shape {tuple(tokens)}, got {tuple(value.shape)}")
+            if value is not None:
+                check_shape(field.name, value, tokens)
         for weight, needed in (
             ("rl_weight_T", "advantage_T"),
             ("kl_weight_T", "ref_logprob_T"),
@@ -83,7 +90,7 @@ class TokenFields:
         return replace(self, **cut)
 
 
-# (log-prob [R], entropy [R] or None, fields of the R rows) -> loss of each row [R]; differentiable in both.
+# (log-prob [R], entropy [R] or None, fields of the R rows) -> loss of each row [R], float; differentiable in both.
 CustomLoss = Callable[["Tensor", "Tensor | None", TokenFields], "Tensor"]
 
 
@@ -102,7 +109,7 @@ class TokenLossSpec:
         kl_correction: whether the estimate is multiplied by the ratio, which makes its gradient that of the
             divergence.
         phi: whether the sft component is weighted by sg[p (1 - p)], p the token's probability (CHORD-phi).
-        custom_loss: value of the custom component, of rows with weight only.
+        custom_loss: value of the custom component, of rows with weight only; not called where there are none.
         custom_scope: "token": it treats rows alone and is called on parts of the batch; "batch": it is called once
             with all rows of the micro-batch, at the price of a fourth GEMM in `linear_policy_loss`.
     """
@@ -128,6 +135,11 @@ class TokenLossSpec:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("clip_low", "clip_high"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number that is not negative, got {getattr(self, name)}")
+        if self.custom_loss is not None and not callable(self.custom_loss):
+            raise ValueError(f"custom_loss: expected a function, got {self.custom_loss!r}")
         if self.delta is not None and not self.delta > 1.0 + self.clip_high:
             raise ValueError(f"delta: expected more than 1 + clip_high = {1.0 + self.clip_high:g}, got {self.delta:g}")
 
@@ -135,3 +147,11 @@ class TokenLossSpec:
     def separable(self) -> bool:
         """Whether a token's gradient follows from that token alone, so that three GEMMs do."""
         return self.ratio_level == "token" and (self.custom_loss is None or self.custom_scope == "token")
+
+
+def check_components(fields: TokenFields, spec: TokenLossSpec) -> None:
+    """Refuse fields and a specification that do not belong together."""
+    if fields.custom_weight_T is not None and spec.custom_loss is None:
+        raise ValueError("custom_loss: expected a function beside custom_weight_T, got None")
+    if spec.ratio_level == "sequence" and fields.sequence_T is None:
+        raise ValueError("sequence_T: expected a tensor with ratio_level 'sequence', got None")

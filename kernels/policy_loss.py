@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aapa.kernels.dispatch import resolve
-from aapa.kernels.fields import TokenFields, TokenLossSpec
+from aapa.kernels.checks import check_shape
+from aapa.kernels.dispatch import run
+from aapa.kernels.fields import TokenFields, TokenLossSpec, check_components
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,10 +53,16 @@ def policy_loss(
         `correction_T`; `sum/phi` with phi.
 
     Raises:
-        ValueError: ratio_level "sequence" without `sequence_T`; a custom loss of another shape.
+        ValueError: shapes that do not belong together; ratio_level "sequence" without `sequence_T`; a custom weight
+            without a custom loss, and what a custom loss must not return.
 
     Source: the surrogate is PPO's (Schulman et al. 2017) as in GRPO (Shao et al. 2024); dual clip Ye et al. 2020;
     sequence ratios GSPO (Zheng et al. 2025); cispo MiniMax-M1 (2025); k1-k3 are Schulman's estimators, the corrected
     KL DeepSeek-V3.2's; phi is CHORD's (Zhang et al. 2025).
     """
-    return resolve("policy_loss", backend, logprob_T.device).policy_loss(logprob_T, entropy_T, fields, spec)
+    for name, value in (("logprob_T", logprob_T), ("entropy_T", entropy_T)):
+        if value is not None:
+            check_shape(name, value, tuple(fields.target_T.shape))
+    check_components(fields, spec)
+    loss, metrics = run("policy_loss", backend, logprob_T.device, logprob_T, entropy_T, fields, spec)
+    return loss, metrics

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aapa.kernels.dispatch import resolve
+from aapa.kernels.checks import check_offsets
+from aapa.kernels.dispatch import run
 from aapa.kernels.linear_logprob import check_head_inputs
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def reference_head(
             `sequence_parallel`).
         weight_VD, target_T: [V_local, D] head and [T] int64 targets; both None to skip the log-probs.
         cu_sents: [S + 1] int32 offsets that tile [0, T); prompts are spans of their own, which the caller leaves out
-            of the scores. None to skip the means.
+            of the scores. None to skip the means. On a GPU the host waits for them.
         temperature, vocab_size, tp_group, sequence_parallel, backend: as in `linear_logprob`.
 
     Returns:
@@ -47,12 +48,14 @@ def reference_head(
     shards = dist.get_world_size(tp_group) if sequence_parallel and tp_group is not None else 1
     if (weight_VD is None) != (target_T is None):
         raise ValueError("target_T: expected together with weight_VD, or neither")
+    if hidden_TD.dim() != 2:
+        raise ValueError(f"hidden_TD: expected two dimensions [T, D], got shape {tuple(hidden_TD.shape)}")
     if weight_VD is not None and target_T is not None:
         check_head_inputs(hidden_TD, weight_VD, target_T, shards)
     if cu_sents is not None:
-        tokens = hidden_TD.shape[0] * shards
-        if int(cu_sents[0]) != 0 or int(cu_sents[-1]) != tokens or bool((cu_sents.diff() <= 0).any()):
-            raise ValueError(f"cu_sents: expected increasing offsets from 0 to {tokens}, got {cu_sents.tolist()[:8]} …")
-    return resolve("reference_head", backend, hidden_TD.device).reference_head(
-        hidden_TD, weight_VD, target_T, cu_sents, temperature, vocab_size, tp_group, sequence_parallel
+        check_offsets("cu_sents", cu_sents, hidden_TD.shape[0] * shards, increasing=True, wait=True)
+    layout = (temperature, vocab_size, tp_group, sequence_parallel)
+    logprob_T, mean_SD = run(
+        "reference_head", backend, hidden_TD.device, hidden_TD, weight_VD, target_T, cu_sents, *layout
     )
+    return logprob_T, mean_SD

@@ -17,6 +17,7 @@ from aapa.kernels.chunked.gradients import Gradients
 from aapa.kernels.chunked.plan import Plan, gradient_rows
 from aapa.kernels.chunked.shard import Shard
 from aapa.kernels.chunked.tiles import Tiles
+from aapa.kernels.reference.attach import first_order
 from aapa.kernels.reference.vocab_parallel import statistics_dtype
 
 
@@ -45,6 +46,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logprob_T, entropy_T.clone()
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, logprob_grad_T: Tensor | None, entropy_grad_T: Tensor | None) -> Any:
         whole_TD, weight_VD, target_T, scale_T, lse_T, entropy_T = ctx.saved_tensors
         layout: _Layout = ctx.layout

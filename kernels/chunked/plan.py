@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from aapa.kernels.fields import COMPONENTS, TokenFields, TokenLossSpec
+from aapa.kernels.reference.policy_loss import indices
 
 # Bytes of one chunk's logits. On a GPU chunks of 4096 rows keep the read-modify-write of a float32 dWeight small beside
 # the products. On a CPU products are as fast with few rows, and memory below 32 MiB is kept by glibc between calls,
@@ -26,33 +25,12 @@ MIN_COLUMNS = 128
 COMPACT_BELOW = 0.75
 
 
-def needed_rows(fields: TokenFields, spec: TokenLossSpec) -> Tensor | None:
-    """[R] int64, rows that loss or metrics need; None where all are.
-
-    A row without weight in any component is in no sum: neither loss, gradient nor metric changes when it is left out.
-    Only ratios over sequences look at rows without weight of their own.
-    """
-    needed_T = torch.zeros_like(fields.target_T, dtype=torch.bool)
-    for component in COMPONENTS:
-        weight_T = fields.weight(component)
-        if weight_T is not None:
-            needed_T |= weight_T != 0
-    if spec.ratio_level == "sequence" and fields.sequence_T is not None:
-        needed_T |= fields.sequence_T >= 0
-    return _indices(needed_T, 1.0)
-
-
 def gradient_rows(logprob_grad_R: Tensor, entropy_grad_R: Tensor | None, below: float = COMPACT_BELOW) -> Tensor | None:
     """Rows of a chunk with a gradient: clipped tokens and groups of equal rewards have none. None: take all."""
     nonzero_R = logprob_grad_R != 0
     if entropy_grad_R is not None:
         nonzero_R |= entropy_grad_R != 0
-    return _indices(nonzero_R, below)
-
-
-def _indices(chosen: Tensor, below: float) -> Tensor | None:
-    indices = chosen.nonzero()[:, 0]
-    return indices if len(indices) < below * len(chosen) else None
+    return indices(nonzero_R, below)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from torch.distributed import ProcessGroup
 from aapa.kernels.chunked.glue import Glue, RowTerms, finish
 from aapa.kernels.chunked.gradients import Gradients
 from aapa.kernels.chunked.logprob import make_again, statistics
-from aapa.kernels.chunked.plan import Plan, gradient_rows, needed_rows
+from aapa.kernels.chunked.plan import Plan, gradient_rows
 from aapa.kernels.chunked.shard import Shard
 from aapa.kernels.chunked.tiles import Tiles, move_up, places_after_move
 from aapa.kernels.fields import TokenFields, TokenLossSpec
 from aapa.kernels.reference.attach import attach, refuse_recomputation
-from aapa.kernels.reference.policy_loss import add_metrics
+from aapa.kernels.reference.policy_loss import add_metrics, needed_rows
 
 Metrics = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ def linear_policy_loss(
     shard = Shard(hidden_TD, weight_VD, vocab_size, tp_group)
     with torch.no_grad():
         whole_TD = shard.whole_rows(hidden_TD.detach(), sequence_parallel)
-        rows_R = needed_rows(fields, spec)
+        rows_R, fields = needed_rows(fields, spec)
         hidden_RD = whole_TD if rows_R is None else whole_TD[rows_R]
         plan = Plan.of(mode, len(hidden_RD), shard.rows, hidden_RD.new_empty(0, dtype=shard.dtype))
         gradients = None
@@ -56,7 +56,7 @@ def linear_policy_loss(
             gradients = Gradients(
                 shard, len(whole_TD), rows_R, *needed, main_grad, sequence_parallel, blocks, one_chunk=lean
             )
-        head = HeadPass(glue, shard, plan, fields if rows_R is None else fields.rows(rows_R), spec, gradients)
+        head = HeadPass(glue, shard, plan, fields, spec, gradients)
         run = head.three_products if spec.separable and mode == "fast" else head.four_products
         loss, metrics = run(hidden_RD.to(shard.operand))
         if gradients is None:

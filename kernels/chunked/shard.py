@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aapa.kernels.chunked.glue import merge
 from aapa.kernels.chunked.products import operand_dtype
-from aapa.kernels.reference.vocab_parallel import statistics_dtype
+from aapa.kernels.reference.vocab_parallel import outside, statistics_dtype
 
 # torch 2.13 names them anew and warns about the names that 2.11 has.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -38,7 +38,7 @@ class VocabBlock:
 
     def columns(self, target_R: Tensor) -> Tensor:
         """[R] int64, column of each target in this block, -1 where it lies elsewhere."""
-        local_R = target_R - self.first
+        local_R = target_R.long() - self.first
         return torch.where((local_R >= 0) & (local_R < self.weight_VD.shape[0]), local_R, -1)
 
 
@@ -50,6 +50,7 @@ class Shard:
         operand: dtype that the products read.
         rows: rows of this rank, padding included: the same on every rank, and so is what is planned by them.
         real: those of them that belong to the true vocabulary.
+        vocab_size: of the true vocabulary, over all ranks.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Shard:
         if not 0 < vocab_size <= rows * ranks:
             expected = f"1 … {rows * ranks} (rows of weight_VD over all ranks)"
             raise ValueError(f"vocab_size: expected {expected}, got {vocab_size}")
-        self.group, self.ranks, self.rows, self.first = group, ranks, rows, first
+        self.group, self.ranks, self.rows, self.first, self.vocab_size = group, ranks, rows, first, vocab_size
         self.dtype, self.operand = statistics_dtype(hidden), operand_dtype(hidden, weight_VD)
         self.real = max(0, min(rows, vocab_size - first))
         self.weight_VD = weight_VD.detach()
@@ -85,13 +86,17 @@ class Shard:
         """Number of those blocks."""
         return 1 if size is None else -(-max(self.real, 1) // size)
 
-    def merged(self, stats_4R: Tensor) -> Tensor:
-        """Row statistics over the whole vocabulary: one all-gather of 4 numbers per row, merged in order of rank."""
-        if self.group is None or stats_4R.shape[1] == 0:
-            return stats_4R
-        parts = stats_4R.new_empty(self.ranks, *stats_4R.shape)
-        _all_gather(parts.view(-1), stats_4R.contiguous().view(-1), group=self.group)
-        return merge(parts)
+    def merged(self, stats_4R: Tensor, target_R: Tensor) -> Tensor:
+        """Row statistics over the whole vocabulary: one all-gather of 4 numbers per row, merged in order of rank.
+
+        A target outside of the vocabulary gets the logit NaN.
+        """
+        if self.group is not None and stats_4R.shape[1]:
+            parts = stats_4R.new_empty(self.ranks, *stats_4R.shape)
+            _all_gather(parts.view(-1), stats_4R.contiguous().view(-1), group=self.group)
+            stats_4R = merge(parts)
+        stats_4R[3].masked_fill_(outside(target_R, self.vocab_size), torch.nan)
+        return stats_4R
 
     def whole_rows(self, hidden_TD: Tensor, sequence_parallel: bool) -> Tensor:
         """All tokens of hidden states that sequence parallelism splits by rows."""

@@ -43,7 +43,7 @@ class Tiles:
             glue.statistics(self.logits(hidden_RD, block), block.columns(target_R), scale_R)
             for block in self.shard.blocks(self.plan.columns)
         ]
-        return self.shard.merged(parts[0] if len(parts) == 1 else merge(torch.stack(parts)))
+        return self.shard.merged(parts[0] if len(parts) == 1 else merge(torch.stack(parts)), target_R)
 
 
 def places_after_move(chosen_R: Tensor) -> Tensor:

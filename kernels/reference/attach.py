@@ -1,11 +1,47 @@
-"""Hands a finished loss to autograd together with gradients that were made in the forward pass."""
+"""Hands a finished loss to autograd together with gradients that were made in the forward pass.
+
+And `first_order`: what all backward passes of our own have in common.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from aapa.kernels.dispatch import without_autocast
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass without a second derivative: asking for one raises, and autocast rounds nothing in it.
+
+    torch's `once_differentiable` lets `create_graph=True` pass where the upstream gradient is a constant: the second
+    derivative would be taken for 0.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *upstream: Tensor | None) -> Any:
+        device = next((grad.device for grad in upstream if grad is not None), torch.device("cpu"))
+        with torch.no_grad(), without_autocast(device):
+            found = backward(ctx, *upstream)
+        if not torch.is_grad_enabled():
+            return found
+        return tuple(None if grad is None else _NoSecond.apply(grad.detach().requires_grad_()) for grad in found)
+
+    return run
+
+
+class _NoSecond(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        raise RuntimeError("aapa.kernels: the operation has no second derivative; leave out create_graph=True")
 
 
 def refuse_recomputation(op: str) -> None:
@@ -53,6 +89,7 @@ class _Attach(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> Any:
         weight_VD, hidden_grad_TD, weight_grad_VD = ctx.saved_tensors
         if ctx.accumulated:

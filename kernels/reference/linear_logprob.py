@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from aapa.kernels.reference.attach import first_order
 from aapa.kernels.reference.vocab_parallel import (
     CHUNK_ROWS,
     VocabShard,
@@ -48,6 +49,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logprob_T.clone(), entropy_T.clone()
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, logprob_grad_T: Tensor, entropy_grad_T: Tensor) -> Any:
         whole_TD, weight_VD, target_T, temperature_T, lse_T, entropy_T = ctx.saved_tensors
         vocab_size, group, sequence_parallel, dtype = ctx.layout

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from aapa.kernels.fields import TokenFields, TokenLossSpec
 from aapa.kernels.reference.attach import attach, refuse_recomputation
-from aapa.kernels.reference.policy_loss import add_metrics, loss_and_slopes
+from aapa.kernels.reference.policy_loss import add_metrics, loss_and_slopes, needed_rows
 from aapa.kernels.reference.vocab_parallel import (
     CHUNK_ROWS,
     VocabShard,
@@ -41,13 +41,17 @@ def linear_policy_loss(
     wanted = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_VD.requires_grad)
     if wanted:
         refuse_recomputation("linear_policy_loss")
-    head = _HeadPass(weight_VD, fields, spec, main_grad, vocab_size, tp_group)
     with torch.no_grad():
         whole_TD = gather_sequence(hidden_TD.detach(), tp_group, sequence_parallel)
-        loss, metrics = head.run(whole_TD, wanted)
+        rows_R, fields = needed_rows(fields, spec)
+        head = _HeadPass(weight_VD, fields, spec, main_grad, vocab_size, tp_group)
+        loss, metrics = head.run(whole_TD if rows_R is None else whole_TD[rows_R], wanted)
     if not wanted:
         return loss, metrics
-    hidden_grad_TD = reduce_hidden_gradient(head.hidden_grad_TD, tp_group, sequence_parallel).to(hidden_TD.dtype)
+    hidden_grad_TD = head.hidden_grad_TD
+    if rows_R is not None:
+        hidden_grad_TD = torch.zeros_like(whole_TD, dtype=head.dtype).index_copy_(0, rows_R, hidden_grad_TD)
+    hidden_grad_TD = reduce_hidden_gradient(hidden_grad_TD, tp_group, sequence_parallel).to(hidden_TD.dtype)
     weight_grad_VD = None
     if main_grad is None:
         assert head.weight_grad_VD is not None

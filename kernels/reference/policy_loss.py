@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aapa.kernels.checks import check_positive, check_shape
 from aapa.kernels.fields import COMPONENTS, TokenFields, TokenLossSpec
 
 
@@ -96,11 +97,16 @@ def custom_values(
 ) -> Tensor:
     """The user's own loss of the rows that have weight in it, [R], differentiable."""
     assert spec.custom_loss is not None, "custom_weight_T needs spec.custom_loss"
+    if not len(rows_R):
+        return logprob_R
     entropy_R = None if entropy_T is None else entropy_T[rows_R]
     value_R = spec.custom_loss(logprob_R, entropy_R, fields.rows(rows_R))
-    if value_R.shape != logprob_R.shape:
-        raise ValueError(f"custom_loss: expected shape {tuple(logprob_R.shape)}, got {tuple(value_R.shape)}")
-    return value_R
+    if not isinstance(value_R, Tensor):
+        raise ValueError(f"custom_loss: expected a tensor of the rows' losses, got {type(value_R).__name__}")
+    check_shape("custom_loss", value_R, tuple(logprob_R.shape))
+    if not value_R.is_floating_point():
+        raise ValueError(f"custom_loss: expected floating point, got {value_R.dtype}")
+    return value_R.to(logprob_R.dtype)
 
 
 def _component(
@@ -147,6 +153,31 @@ def kl_estimate(difference: Tensor, estimator: str) -> Tensor:
     if estimator == "k2":
         return 0.5 * difference**2
     return torch.expm1(difference) - difference
+
+
+def needed_rows(fields: TokenFields, spec: TokenLossSpec) -> tuple[Tensor | None, TokenFields]:
+    """([R] int64, rows that loss or metrics need, None where all are; the fields of those rows).
+
+    A row without weight in any component is in no sum: neither loss, gradient nor metric changes when it is left out,
+    whatever its hidden states hold. Only ratios over sequences look at rows without weight of their own.
+    """
+    needed_T = torch.zeros_like(fields.target_T, dtype=torch.bool)
+    for component in COMPONENTS:
+        weight_T = fields.weight(component)
+        if weight_T is not None:
+            needed_T |= weight_T != 0
+    if spec.ratio_level == "sequence" and fields.sequence_T is not None:
+        needed_T |= fields.sequence_T >= 0
+    rows_R = indices(needed_T, 1.0)
+    fields = fields if rows_R is None else fields.rows(rows_R)
+    check_positive("temperature_T", fields.temperature_T)
+    return rows_R, fields
+
+
+def indices(chosen: Tensor, below: float) -> Tensor | None:
+    """Places of the chosen ones, None where they are no less than this share."""
+    found = chosen.nonzero()[:, 0]
+    return found if len(found) < below * len(chosen) else None
 
 
 def active_tokens(fields: TokenFields) -> Tensor:

@@ -20,6 +20,7 @@ class VocabShard:
 
     weight_VD: Tensor
     first: int
+    vocab_size: int
     group: dist.ProcessGroup | None
 
     @classmethod
@@ -34,7 +35,7 @@ class VocabShard:
         if not 0 < vocab_size <= total:
             raise ValueError(f"vocab_size: expected 1 … {total} (rows of weight_VD over all ranks), got {vocab_size}")
         real = max(0, min(rows, vocab_size - first))
-        return cls(weight_VD[:real].detach().to(dtype), first, group)
+        return cls(weight_VD[:real].detach().to(dtype), first, vocab_size, group)
 
     def logits(self, hidden_TD: Tensor, temperature_T: Tensor | None) -> Tensor:
         logits_TV = hidden_TD.to(self.weight_VD.dtype) @ self.weight_VD.t()
@@ -42,7 +43,7 @@ class VocabShard:
 
     def owned(self, target_T: Tensor) -> tuple[Tensor, Tensor]:
         """(rows whose target lies in this shard, its column there)."""
-        local_T = target_T - self.first
+        local_T = target_T.long() - self.first
         mine_T = ((local_T >= 0) & (local_T < self.weight_VD.shape[0])).nonzero()[:, 0]
         return mine_T, local_T[mine_T]
 
@@ -50,8 +51,8 @@ class VocabShard:
 def statistics(logits_TV: Tensor, target_T: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor, Tensor]:
     """(log-prob of the target, entropy, log-sum-exp), each [T], over the whole vocabulary.
 
-    logprob = z_y - lse,  entropy = lse - sum_v p_v z_v. Under tensor parallelism one maximum and one sum of three
-    numbers per row are reduced.
+    logprob = z_y - lse,  entropy = lse - sum_v p_v z_v; a target outside of the vocabulary has the log-prob NaN. Under
+    tensor parallelism one maximum and one sum of three numbers per row are reduced.
     """
     rows = logits_TV.shape[0]
     maximum_T = logits_TV.amax(-1) if logits_TV.shape[1] else logits_TV.new_full((rows,), float("-inf"))
@@ -65,7 +66,13 @@ def statistics(logits_TV: Tensor, target_T: Tensor, shard: VocabShard) -> tuple[
     if shard.group is not None:
         dist.all_reduce(sums_3T, group=shard.group)
     lse_T = maximum_T + sums_3T[0].log()
-    return sums_3T[2] - lse_T, lse_T - sums_3T[1] / sums_3T[0], lse_T
+    logprob_T = (sums_3T[2] - lse_T).masked_fill_(outside(target_T, shard.vocab_size), torch.nan)
+    return logprob_T, lse_T - sums_3T[1] / sums_3T[0], lse_T
+
+
+def outside(target_T: Tensor, vocab_size: int) -> Tensor:
+    """[T] bool, targets that are no id of the vocabulary."""
+    return (target_T < 0) | (target_T >= vocab_size)
 
 
 def logits_gradient(

@@ -207,5 +207,5 @@ def scores(hidden_TD: Tensor, target_T: Tensor, temperature_T: Tensor | None, sh
     # As it is stored: the products of chunks may read another dtype.
     weight_VD = shard.weight_VD[: shard.real]
     stats_4T = scored_rows(hidden_TD, weight_VD, shard.whole.columns(target_T), scale_T)
-    logprob_T, entropy_T, _ = finish(shard.merged(stats_4T))
+    logprob_T, entropy_T, _ = finish(shard.merged(stats_4T, target_T))
     return logprob_T, entropy_T

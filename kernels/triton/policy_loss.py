@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aapa.kernels.fields import COMPONENTS, TokenFields, TokenLossSpec
+from aapa.kernels.reference.attach import first_order
 from aapa.kernels.reference.policy_loss import custom_values
 from aapa.kernels.triton.launch import FUSED, accumulator, power_of_two
 from aapa.kernels.triton.token_loss import (
@@ -237,6 +238,7 @@ class _WithGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> Any:
         (grad_T,) = ctx.saved_tensors
         return grad_T * upstream, None, None

@@ -152,13 +152,16 @@ def metric_sums(
         add_up(partial, 11, active, values(entropy_T, place, active, ACC))
     add_up(partial, 14, active, corrected)
     add_up(partial, 15, active & (corrected == 0), one)
+    # A maximum passes over NaN on a GPU.
     largest = tl.max(tl.where(active, tl.abs(log_ratio), 0.0), 0)
+    unknown = tl.max((active & (log_ratio != log_ratio)).to(tl.int32), 0)
+    largest = tl.where(unknown > 0, float("nan"), largest)
     tl.store(partial + 17 * tl.num_programs(0) + tl.program_id(0), largest)
     if rollout_logprob_T is not None:
         rollout = values(rollout_logprob_T, place, active, ACC)
         error = tl.abs(tl.exp(old) - tl.exp(rollout))
         # What the engine does not know (NaN) counts as no error.
-        known = active & (rollout == rollout)
+        known = active & (error == error)
         add_up(partial, 13, known, error)
         largest = tl.max(tl.where(known, error, 0.0), 0)
         tl.store(partial + 18 * tl.num_programs(0) + tl.program_id(0), largest)

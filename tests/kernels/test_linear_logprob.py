@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aapa.kernels import linear_logprob
+from aapa.kernels.native import missing
+
+BACKENDS = ["reference", pytest.param("native", marks=pytest.mark.skipif(missing() is not None, reason=str(missing())))]
 
 
 def naive(hidden, weight, target, temperature, vocab_size):
@@ -102,6 +105,9 @@ def test_a_number_as_temperature_equals_a_tensor():
         ({"weight_VD": torch.zeros(5, 4)}, "weight_VD: expected shape"),
         ({"temperature": 0.0}, "temperature: expected a positive number"),
         ({"temperature": torch.ones(3)}, "temperature: expected shape"),
+        ({"temperature": torch.tensor([1.0, 0.0])}, r"temperature: expected positive numbers, got \[0.0\]"),
+        ({"temperature": torch.tensor([1.0, float("nan")])}, "temperature: expected positive numbers"),
+        ({"target_T": torch.zeros(2)}, "target_T: expected integers, got torch.float32"),
         ({"vocab_size": 6}, "vocab_size: expected 1 … 5"),
         ({"backend": "fastest"}, "backend: expected one of"),
         pytest.param(
@@ -119,3 +125,47 @@ def test_wrong_inputs_are_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         linear_logprob(**(arguments | change))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_target_outside_of_the_vocabulary_has_no_log_prob(backend):
+    hidden, weight, target, _ = inputs(6, 3, 5, 2, 4)
+    want, entropy = linear_logprob(hidden, weight, target, entropy=True, vocab_size=5, backend=backend)
+    target[[0, 2, 3, 5]] = torch.tensor([-100, -1, 5, 7])  # 5 is a row that pads, 7 is none
+    got, same = linear_logprob(hidden, weight, target, entropy=True, vocab_size=5, backend=backend)
+    assert got.isnan().tolist() == [True, False, True, True, False, True]
+    assert torch.equal(got[[1, 4]], want[[1, 4]])
+    assert torch.equal(same, entropy)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_integer_targets_of_any_size(backend):
+    hidden, weight, target, _ = inputs(6, 3, 5, 0, 4)
+    want, _ = linear_logprob(hidden, weight, target, backend=backend)
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(linear_logprob(hidden, weight, target.to(dtype), backend=backend)[0], want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_rounds_nothing_in_either_pass(backend):
+    hidden, weight, target, _ = inputs(6, 3, 5, 0, 4, torch.float32)
+
+    def both():
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        logprob, _ = linear_logprob(*leaves, target, backend=backend)
+        return logprob.detach(), *torch.autograd.grad(logprob.sum(), leaves)
+
+    want = both()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = both()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_is_refused(backend):
+    hidden, weight, target, _ = inputs(6, 3, 5, 0, 4)
+    hidden.requires_grad_()
+    logprob, _ = linear_logprob(hidden, weight, target, backend=backend)
+    (grad,) = torch.autograd.grad(logprob.sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        (logprob.sum() + grad.square().sum()).backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from aapa.kernels import TokenFields, TokenLossSpec, linear_logprob, linear_policy_loss, policy_loss
+from aapa.kernels.native import missing
 
 SPEC = TokenLossSpec(clip_low=0.1, clip_high=0.28)
+WEIGHTS = ("rl_weight_T", "kl_weight_T", "sft_weight_T", "adv_weight_T")
+BACKENDS = ["reference", pytest.param("native", marks=pytest.mark.skipif(missing() is not None, reason=str(missing())))]
 
 
 def problem(tokens: int, hidden_size: int, vocab: int, seed: int, dtype=torch.float64):
@@ -102,6 +107,7 @@ def test_an_upstream_gradient_is_applied_without_main_grad_and_refused_with_it()
 def test_an_evaluation_forward_makes_no_gradient():
     hidden, weight, fields = problem(9, 4, 7, 1)
     hidden.requires_grad_()
+    weight.requires_grad_()
     main_grad = torch.zeros_like(weight)
     with torch.no_grad():
         loss, metrics = linear_policy_loss(hidden, weight, fields, SPEC, main_grad=main_grad)
@@ -155,6 +161,12 @@ def test_float32_error_is_no_larger_than_autograds():
     [
         ({"mode": "quick"}, "mode: expected"),
         ({"main_grad": torch.zeros(2, 2)}, "main_grad: expected shape"),
+        (
+            {"main_grad": torch.zeros(5, 4, dtype=torch.bfloat16)},
+            "main_grad: expected torch.float32 or torch.float64",
+        ),
+        ({"main_grad": torch.zeros(5, 4, device="meta")}, "main_grad: expected on cpu as the weight, got on meta"),
+        ({"main_grad": torch.zeros(4, 5).t()}, "main_grad: expected contiguous rows, got strides"),
         ({"backend": "fastest"}, "backend: expected"),
     ],
 )
@@ -162,3 +174,87 @@ def test_wrong_inputs_are_named(change, message):
     hidden, weight, fields = problem(3, 4, 5, 0)
     with pytest.raises(ValueError, match=message):
         linear_policy_loss(hidden, weight, fields, SPEC, **change)
+
+
+def test_main_grad_of_float32_inputs_is_float32():
+    hidden, weight, fields = problem(3, 4, 5, 0, torch.float32)
+    with pytest.raises(ValueError, match="^main_grad: expected torch.float32, got torch.float64"):
+        linear_policy_loss(hidden, weight, fields, SPEC, main_grad=torch.zeros(5, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_main_grad_of_a_weight_without_gradient_stays_as_it_is(backend):
+    hidden, weight, fields = problem(9, 4, 7, 1)
+    hidden.requires_grad_()
+    main_grad = torch.zeros_like(weight)
+    loss, _ = linear_policy_loss(hidden, weight, fields, SPEC, main_grad=main_grad, backend=backend)
+    loss.backward()
+    assert hidden.grad.any()
+    assert not main_grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_is_refused(backend):
+    hidden, weight, fields = problem(9, 4, 7, 1)
+    hidden.requires_grad_()
+    loss, _ = linear_policy_loss(hidden, weight, fields, SPEC, backend=backend)
+    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        (loss + grad.square().sum()).backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("spec", [SPEC, TokenLossSpec(custom_loss=lambda logp, e, f: -logp * e, custom_scope="batch")])
+def test_rows_without_weight_may_hold_anything(backend, bad, spec):
+    """Hidden states, temperatures, and targets that are none, as loaders write them for what is masked."""
+    hidden, weight, fields = problem(12, 4, 7, 3)
+    unused = torch.arange(12) % 3 == 1
+    changed = {name: value.masked_fill(unused, 0.0) for name in WEIGHTS if (value := getattr(fields, name)) is not None}
+    if spec.custom_loss is not None:
+        changed["custom_weight_T"] = (~unused).double()
+    fields = replace(fields, **changed)
+    clean = outcome(hidden, weight, fields, spec, backend)
+    hidden[unused] = bad
+    masked = {"target_T": fields.target_T.masked_fill(unused, -100), "temperature_T": fields.temperature_T * ~unused}
+    found = outcome(hidden, weight, replace(fields, **masked), spec, backend)
+    for got, want in zip(found[:3], clean[:3], strict=True):
+        assert torch.equal(got, want)
+    assert all(torch.equal(found[3][name], value) for name, value in clean[3].items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_weighted_target_outside_of_the_vocabulary_is_seen_in_the_loss(backend):
+    hidden, weight, fields = problem(9, 4, 7, 1)
+    for outside in (-100, -1, 6, 7):
+        wrong = replace(fields, target_T=fields.target_T.clamp(max=5).index_fill(0, torch.tensor(2), outside))
+        loss, _ = linear_policy_loss(hidden, weight, wrong, SPEC, vocab_size=6, backend=backend)
+        assert loss.isnan()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_temperatures_that_are_not_positive_are_refused(backend):
+    hidden, weight, fields = problem(3, 4, 5, 0)
+    for bad in (0.0, -1.0, float("nan")):
+        wrong = replace(fields, temperature_T=torch.tensor([1.0, bad, 1.0]))
+        with pytest.raises(ValueError, match="^temperature_T: expected positive numbers, got"):
+            linear_policy_loss(hidden, weight, wrong, SPEC, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_integer_targets_of_any_size_and_autocast_change_nothing(backend):
+    hidden, weight, fields = problem(9, 4, 7, 1, torch.float32)
+    want = outcome(hidden, weight, fields, SPEC, backend)
+    for dtype in (torch.int32, torch.uint8):
+        got = outcome(hidden, weight, replace(fields, target_T=fields.target_T.to(dtype)), SPEC, backend)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(got[:3], want[:3], strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = outcome(hidden, weight, fields, SPEC, backend)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got[:3], want[:3], strict=True))
+
+
+def outcome(hidden, weight, fields, spec, backend):
+    """Loss, both gradients, metrics."""
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss, metrics = linear_policy_loss(hidden, weight, fields, spec, backend=backend)
+    return loss.detach(), *torch.autograd.grad(loss, (hidden, weight)), metrics

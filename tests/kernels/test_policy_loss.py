@@ -177,3 +177,81 @@ def test_fields_refuse_what_does_not_belong_together():
         TokenFields(target_T=target, rl_weight_T=torch.ones(2), advantage_T=torch.ones(3))
     with pytest.raises(ValueError, match="anchor_advantage_T: expected a tensor beside adv_weight_T"):
         TokenFields(target_T=target, adv_weight_T=torch.ones(3))
+
+
+def test_fields_have_one_dimension_and_integer_targets():
+    with pytest.raises(ValueError, match=r"target_T: expected one dimension \[T\], got shape \(2, 3\)"):
+        TokenFields(target_T=torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"sft_weight_T: expected shape \(3,\), got \(1,\)"):
+        TokenFields(target_T=torch.zeros(3, dtype=torch.long), sft_weight_T=torch.ones(1))
+    with pytest.raises(ValueError, match=r"target_T: expected integers, got torch.float32"):
+        TokenFields(target_T=torch.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (1, 3), (4,), ()])
+def test_log_probs_and_entropies_of_another_shape_are_refused(shape):
+    f = TokenFields(target_T=torch.zeros(3, dtype=torch.long), sft_weight_T=torch.ones(3))
+    with pytest.raises(ValueError, match=r"^logprob_T: expected shape \(3,\)"):
+        policy_loss(torch.zeros(shape), None, f, TokenLossSpec())
+    with pytest.raises(ValueError, match=r"^entropy_T: expected shape \(3,\)"):
+        policy_loss(torch.zeros(3), torch.zeros(shape), f, TokenLossSpec())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_low": math.nan}, "^clip_low: expected a number that is not negative, got nan"),
+        ({"clip_low": -0.1}, "^clip_low"),
+        ({"clip_high": -0.1}, "^clip_high"),
+        ({"clip_high": math.nan}, "^clip_high"),
+        ({"delta": math.nan}, "^delta"),
+        ({"delta": 1.1}, "^delta"),
+        ({"custom_loss": 3.0}, "^custom_loss: expected a function, got 3.0"),
+        ({"kl": "k4"}, "^kl"),
+    ],
+)
+def test_a_specification_that_means_nothing_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TokenLossSpec(**options)
+
+
+def own(value) -> tuple[TokenFields, TokenLossSpec]:
+    f = TokenFields(target_T=torch.zeros(3, dtype=torch.long), custom_weight_T=torch.tensor([0.0, 1.0, 2.0]))
+    return f, TokenLossSpec(custom_loss=lambda logprob, entropy, fields: value(logprob))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda logprob: None, "a tensor of the rows' losses, got NoneType"),
+        (lambda logprob: (logprob, {}), "a tensor of the rows' losses, got tuple"),
+        (lambda logprob: logprob.sum(), r"shape \(2,\), got \(\)"),
+        (lambda logprob: logprob > 0, "floating point, got torch.bool"),
+    ],
+)
+def test_what_a_custom_loss_must_not_return(value, message):
+    with pytest.raises(ValueError, match=f"^custom_loss: expected {message}"):
+        policy_loss(torch.zeros(3), None, *own(value))
+
+
+def test_a_custom_loss_of_another_precision_is_brought_to_that_of_the_log_probs():
+    logprob = torch.tensor([5.0, -1.0, -2.0], requires_grad=True)
+    loss, metrics = policy_loss(logprob, None, *own(lambda x: x.double() ** 2))
+    assert loss.dtype == metrics["loss/custom"].dtype == torch.float32
+    loss.backward()
+    assert float(loss) == 9.0
+    assert logprob.grad.tolist() == [0.0, -2.0, -8.0]
+
+
+def test_a_custom_loss_is_not_called_without_rows():
+    def never(logprob, entropy, fields):
+        raise AssertionError("called with no rows")
+
+    f = TokenFields(target_T=torch.zeros(3, dtype=torch.long), custom_weight_T=torch.zeros(3))
+    logprob = torch.zeros(3, requires_grad=True)
+    loss, metrics = policy_loss(logprob, None, f, TokenLossSpec(custom_loss=never))
+    loss.backward()
+    assert float(loss) == float(metrics["loss/custom"]) == 0.0
+    assert not logprob.grad.any()
+    with pytest.raises(ValueError, match="^custom_loss: expected a function beside custom_weight_T, got None"):
+        policy_loss(logprob, None, f, TokenLossSpec())

@@ -63,3 +63,14 @@ def test_offsets_that_do_not_tile_are_refused(cu):
 def test_a_head_needs_its_targets():
     with pytest.raises(ValueError, match="target_T: expected together"):
         reference_head(torch.zeros(4, 2), torch.zeros(3, 2), None, None)
+
+
+@pytest.mark.parametrize("cu", [[], [0.0, 1.5, 4.0], [[0, 4]]])
+def test_what_is_no_list_of_offsets_is_refused(cu):
+    with pytest.raises(ValueError, match="^cu_sents: expected "):
+        reference_head(torch.zeros(4, 2), None, None, torch.tensor(cu))
+
+
+def test_hidden_states_have_two_dimensions():
+    with pytest.raises(ValueError, match=r"^hidden_TD: expected two dimensions \[T, D\], got shape \(1, 4, 2\)"):
+        reference_head(torch.zeros(1, 4, 2), None, None, torch.tensor([0, 1]))
