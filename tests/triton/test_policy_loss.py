@@ -123,3 +123,25 @@ def test_sequence_ratios_need_sequences():
     logprob_T, _, fields = token_fields(4, 0)
     with pytest.raises(ValueError, match="sequence_T: expected"):
         policy_loss(logprob_T, None, dataclasses.replace(fields, sequence_T=None), SPECS["sequence"])
+
+
+def test_metrics_of_log_probs_that_are_not_numbers_are_the_references():
+    """Hardware's maximum passes over NaN."""
+    logprob_T, _, fields = token_fields(300, 8, 0.0)
+    logprob_T[200] = float("nan")
+    fields.rollout_logprob_T[:] = fields.old_logprob_T
+    for changed in (fields, dataclasses.replace(fields, old_logprob_T=None)):
+        _, _, wanted = outcome(reference, logprob_T, None, changed, TokenLossSpec())
+        _, _, metrics = outcome(policy_loss, logprob_T, None, changed, TokenLossSpec())
+        assert metrics["max/log_ratio"].isnan()
+        for name, value in metrics.items():
+            torch.testing.assert_close(value, wanted[name], rtol=EXACT, atol=EXACT, equal_nan=True, msg=name)
+
+
+def test_a_second_derivative_is_refused():
+    logprob_T, _, fields = token_fields(20, 8)
+    logprob_T.requires_grad_()
+    loss, _ = policy_loss(logprob_T, None, fields, TokenLossSpec())
+    (grad_T,) = torch.autograd.grad(loss, logprob_T, create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        (loss + grad_T.square().sum()).backward()
