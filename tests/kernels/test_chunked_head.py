@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aapa.kernels import TokenFields, TokenLossSpec
+from aapa.kernels import TokenFields, TokenLossSpec, policy_loss
 from aapa.kernels.chunked import logprob as chunked_logprob
 from aapa.kernels.chunked import plan
 from aapa.kernels.chunked import policy as chunked_policy
@@ -188,6 +188,30 @@ def test_rows_without_weight_are_left_out_and_rows_without_gradient_of_two_produ
         assert (glue.seen, glue.differentiated) == (24 * blocks, 5 * blocks)
         assert (hidden_grad != 0).any(1).tolist() == trained.bool().tolist()
         assert float(metrics["sum/tokens"]) == 24
+
+
+@pytest.mark.parametrize("glue", GLUES)
+@pytest.mark.parametrize("mode", ["fast", "lean"])
+@pytest.mark.parametrize("name", ["token", "cispo and phi", "own"])
+def test_a_fifth_of_the_rows_gives_the_gradients_of_all_rows(glue, mode, name):
+    """Against autograd through the logits of all rows, none of them left out."""
+    tokens, vocab = 100, 30
+    hidden, weight, fields = problem(tokens, 6, vocab, 3, SPECS[name], 1.0)
+    active = torch.randperm(tokens, generator=torch.Generator().manual_seed(0)) < tokens // 5
+    names = ("rl_weight_T", "adv_weight_T", "sft_weight_T", "custom_weight_T")
+    weights = {key: getattr(fields, key) for key in names if getattr(fields, key) is not None}
+    fields = replace(fields, **{key: value * active for key, value in weights.items()})
+    leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logits = leaves[0] @ leaves[1][:vocab].t() / fields.temperature_T.double()[:, None]
+    log_p = logits.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    loss, metrics = policy_loss(log_p.gather(1, fields.target_T[:, None])[:, 0], entropy, fields, SPECS[name])
+    loss.backward()
+    _, chunked = both(glue, fields, SPECS[name], vocab, mode)
+    got = outcome(chunked, hidden, weight)
+    assert_same(got, (loss.detach(), leaves[0].grad, leaves[1].grad, metrics))
+    assert not got[1][~active].any()
+    assert got[1][active].any(1).sum() > 10
 
 
 @pytest.mark.parametrize("glue", GLUES)

@@ -206,6 +206,20 @@ def test_gradcheck():
     )
 
 
+@pytest.mark.parametrize("name", ["clip", "sequence"])
+@pytest.mark.parametrize("mode", ["fast", "lean"])
+def test_gradcheck_of_the_loss(name, mode):
+    hidden_TD, weight_VD, fields = head(5, 3, 6, 3)
+    if name == "sequence":  # whose gradient in adv is that of the token's own log-prob, which no difference shows
+        fields = dataclasses.replace(fields, adv_weight_T=None)
+    inputs = [x.requires_grad_() for x in (hidden_TD, weight_VD)]
+    torch.autograd.gradcheck(
+        lambda h, w: linear_policy_loss(h, w, fields, SPECS[name], mode=mode, backend="triton")[0],
+        inputs,
+        fast_mode=True,
+    )
+
+
 def test_results_are_the_same_bits_in_every_order():
     hidden_TD, weight_VD, fields = head(70, 8, 50, 9, torch.float32)
     found = []
