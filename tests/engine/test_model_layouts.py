@@ -27,7 +27,7 @@ def sources(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_models_go_in_and_out_unchanged(tensor, pipeline, sources, launch, tmp_path):
     launch("model_layout_worker.py", tensor * pipeline, tensor, pipeline, sources, tmp_path)
     for source in sorted(sources.iterdir()):

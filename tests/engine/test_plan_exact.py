@@ -19,15 +19,13 @@ from aapa.engine.plan.shapes import stage_parameters, state_bytes
 from aapa.engine.plan.work import WIDTHS
 
 pytestmark = pytest.mark.multiprocess
-LAYOUTS = {
-    "tensor": Layout(tensor=2, sequence=True),
-    "pipeline": Layout(pipeline=2),
-    "data": Layout(data=2, distributed_optimizer=True, overlap=True),
-}
+LAYOUTS = {"data": Layout(data=2, distributed_optimizer=True, overlap=True)}
 # The vocabulary of 67 is padded at TP2; a tied embedding has a copy, and a bucket of its own, at PP2.
 MORE = {
+    "tensor": Layout(tensor=2, sequence=True),
+    "pipeline": Layout(pipeline=2),
     "one": Layout(),
-    "data": Layout(data=2),
+    "data, each with all states": Layout(data=2),
     "interleaved": Layout(pipeline=2, virtual=2),
     "context": Layout(context=2, distributed_optimizer=True),
     "tensor and pipeline": Layout(tensor=2, pipeline=2, sequence=True),

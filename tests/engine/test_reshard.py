@@ -12,9 +12,9 @@ DISTRIBUTED = "distributed_optimizer=true"
 # Processes, tensor, pipeline, further keys: of the save, and of who goes on.
 CASES = {
     "TP2 to PP2": ((2, 2, 1), (2, 1, 2)),
-    "two replicas with the distributed optimizer to one process": ((2, 1, 1, DISTRIBUTED), (1, 1, 1)),
 }
 MORE = {
+    "two replicas with the distributed optimizer to one process": ((2, 1, 1, DISTRIBUTED), (1, 1, 1)),
     "one process to TP2 with sequence parallelism": ((1, 1, 1), (2, 2, 1, "sequence=true")),
     "PP2 interleaved to two replicas with the distributed optimizer": (
         (2, 1, 2, "virtual=2"),

@@ -101,7 +101,10 @@ def alone(launch, judge, tmp_path_factory) -> Path:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("layout", "shape"), {"tensor": (2, 1), "pipeline": (1, 2), "data": (1, 1)}.items())
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [("tensor", (2, 1)), ("data", (1, 1)), pytest.param("pipeline", (1, 2), marks=pytest.mark.slow)],
+)
 def test_two_processes_score_as_one_does(layout, shape, alone, judge, launch, tmp_path):
     launch("scoring_worker.py", 2, *shape, tmp_path, judge)
     want = load_file(alone / "trunk-0.safetensors")
