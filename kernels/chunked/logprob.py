@@ -77,7 +77,7 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log-prob, entropy, log-sum-exp) of all rows, [T] each; logits live for one block only."""
     stats_4T = hidden_TD.new_empty(4, len(hidden_TD), dtype=shard.dtype)
-    tiles = Tiles(shard, plan, len(hidden_TD), keep=False)
+    tiles = Tiles(shard, plan, len(hidden_TD))
     for rows in plan.chunks(len(hidden_TD)):
         scale_R = None if scale_T is None else scale_T[rows]
         stats_4T[:, rows] = tiles.statistics(glue, hidden_TD[rows], target_T[rows], scale_R)
@@ -86,7 +86,7 @@ def statistics(
 
 def make_again(glue: Glue, shard: Shard, plan: Plan, hidden_RD: Tensor, terms: RowTerms, gradients: Gradients) -> None:
     """Logits of rows again, and with them dHidden and dWeight."""
-    tiles = Tiles(shard, plan, len(hidden_RD), keep=False)
+    tiles = Tiles(shard, plan, len(hidden_RD))
     for rows in plan.chunks(len(hidden_RD)):
         part = terms.at(rows)
         gradients.begin(rows)

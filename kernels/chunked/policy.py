@@ -100,7 +100,7 @@ class HeadPass:
             return self._loss_of_nothing(nothing)
         loss = nothing.new_zeros(())
         metrics: Metrics = {}
-        tiles = Tiles(self.shard, self.plan, len(hidden_RD), keep=True)
+        tiles = Tiles(self.shard, self.plan, len(hidden_RD))
         for rows in self.plan.chunks(len(hidden_RD)):
             fields = self.fields.rows(rows)
             scale_R = None if self.scale_R is None else self.scale_R[rows]
@@ -115,19 +115,19 @@ class HeadPass:
         return loss, metrics
 
     def _chunk_gradient(self, tiles: Tiles, terms: RowTerms, hidden_RD: Tensor, rows: slice) -> None:
-        assert self.gradients is not None
+        """From the chunk's logits, which lie in `tiles`: fast mode has the whole vocabulary in one block."""
+        assert self.gradients is not None and self.plan.columns is None
         chosen = gradient_rows(terms.logprob_grad_R, terms.entropy_grad_R)
-        count = rows.stop - rows.start
         order = None if chosen is None else places_after_move(chosen)
         place: slice | Tensor = rows if order is None else order + rows.start
         terms, hidden_RD = terms.at(order), hidden_RD[place]
+        block = self.shard.whole
+        logits_RV = tiles.kept(rows.stop - rows.start, block)
+        if order is not None:
+            logits_RV = move_up(logits_RV, order)
         self.gradients.begin(place)
-        for block in self.shard.blocks(self.plan.columns):
-            logits_RV = tiles.kept(count, block)
-            if order is not None:
-                logits_RV = move_up(logits_RV, order)
-            grad_RV = self.glue.gradient(logits_RV, block.columns(terms.target_R), terms, self.shard.operand)
-            self.gradients.add(block, grad_RV, hidden_RD)
+        grad_RV = self.glue.gradient(logits_RV, block.columns(terms.target_R), terms, self.shard.operand)
+        self.gradients.add(block, grad_RV, hidden_RD)
         self.gradients.end()
 
     def four_products(self, hidden_RD: Tensor) -> tuple[Tensor, Metrics]:

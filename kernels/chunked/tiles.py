@@ -15,16 +15,15 @@ from aapa.kernels.chunked.shard import Shard, VocabBlock
 
 
 class Tiles:
-    """Memory for the logits of a chunk, or of one block of it.
+    """Memory for the logits of a chunk, or of one block of it: a block overwrites the one before.
 
     Args:
         rows: of all chunks.
-        keep: whether all blocks of a chunk are needed at once; else a block overwrites the one before.
     """
 
-    def __init__(self, shard: Shard, plan: Plan, rows: int, keep: bool) -> None:
-        width = shard.real if keep or plan.columns is None else min(plan.columns, shard.real)
-        self.shard, self.plan, self.keep = shard, plan, keep
+    def __init__(self, shard: Shard, plan: Plan, rows: int) -> None:
+        width = shard.real if plan.columns is None else min(plan.columns, shard.real)
+        self.shard, self.plan = shard, plan
         self.memory = shard.weight_VD.new_empty(min(plan.rows, rows) * width, dtype=shard.dtype)
 
     def logits(self, hidden_RD: Tensor, block: VocabBlock) -> Tensor:
@@ -34,11 +33,10 @@ class Tiles:
     def kept(self, rows: int, block: VocabBlock) -> Tensor:
         """The place of a block of a chunk with so many rows."""
         columns = block.weight_VD.shape[0]
-        start = rows * block.begin if self.keep else 0
-        return self.memory[start : start + rows * columns].view(rows, columns)
+        return self.memory[: rows * columns].view(rows, columns)
 
     def statistics(self, glue: Glue, hidden_RD: Tensor, target_R: Tensor, scale_R: Tensor | None) -> Tensor:
-        """[4, R] statistics of a chunk over the whole vocabulary; leaves the logits in their places."""
+        """[4, R] statistics of a chunk over the whole vocabulary; the logits of the last block stay in their place."""
         parts = [
             glue.statistics(self.logits(hidden_RD, block), block.columns(target_R), scale_R)
             for block in self.shard.blocks(self.plan.columns)

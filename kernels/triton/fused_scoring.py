@@ -23,8 +23,8 @@ from aapa.kernels.triton.launch import FUSED, LOWEST
 # Measured share of the library's own speed that this kernel's product reaches, by compute capability. Nothing has been
 # measured yet: it is not chosen by itself.
 MEASURED_EFFICIENCY: dict[tuple[int, int], float] = {}
-# Operations a second over bytes a second, of bfloat16 products and of copies: 790e12 / 4.3e12, what vendor libraries are
-# said to reach on an H200. A figure from elsewhere, not measured with this code.
+# Operations a second over bytes a second, of bfloat16 products and of copies: 790e12 / 4.3e12, figures of a vendor's
+# libraries on an H200 that were taken from elsewhere; this code has measured none.
 OPERATIONS_PER_BYTE = 184
 # Row tiles whose hidden states the L2 cache keeps while they go through the vocabulary.
 TILES_TOGETHER = 16
