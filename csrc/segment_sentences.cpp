@@ -15,10 +15,15 @@ namespace {
 // Tokens that a thread should have at least, or starting it costs more than it saves.
 constexpr int64_t kGrain = 4096;
 
-void check_walk(int32_t found) {
-  TORCH_CHECK_VALUE(found != kBadToken, "token_T: expected ids inside of class_V, got one outside");
+void check_walk(int32_t found, int64_t vocabulary) {
+  TORCH_CHECK_VALUE(found != kBadToken, "token_T: expected ids in [0, ", vocabulary, "), got one outside");
   TORCH_CHECK_VALUE(found != kBadClass, "class_V: expected rows of next_CQ, got one outside");
   TORCH_CHECK_VALUE(found != kBadState, "next_CQ: expected states below its width, got one outside");
+}
+
+// A flag is a byte already.
+at::Tensor bytes(const at::Tensor& flags) {
+  return flags.scalar_type() == at::kBool ? flags.contiguous().view(at::kByte) : flags.to(at::kByte).contiguous();
 }
 
 const int64_t* check_offsets(const at::Tensor& offsets, int64_t total) {
@@ -42,7 +47,7 @@ at::Tensor segment_sentences(
   const auto token_c = token.contiguous();
   const auto offsets_c = cu_seqlens.to(at::kLong).contiguous();
   const auto classes_c = classes.to(at::kInt).contiguous(), next_c = next.to(at::kByte).contiguous();
-  const auto cut_c = cut.to(at::kByte).contiguous(), mark_c = mark.to(at::kByte).contiguous();
+  const auto cut_c = bytes(cut), mark_c = bytes(mark);
   const SegmentTable table{classes_c.const_data_ptr<int32_t>(), next_c.const_data_ptr<uint8_t>(),
                            cut_c.const_data_ptr<uint8_t>(),     mark_c.const_data_ptr<uint8_t>(),
                            classes_c.numel(),                   next_c.size(0),
@@ -67,7 +72,7 @@ at::Tensor segment_sentences(
 
   int64_t sentences = 0;
   for (const int32_t count : counts) {
-    check_walk(count);
+    check_walk(count, table.vocabulary);
     sentences += count;
   }
   auto result = at::empty({sentences + 1}, token.options().dtype(at::kInt));

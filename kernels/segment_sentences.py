@@ -39,8 +39,5 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable,
     check_offsets("cu_seqlens", cu_seqlens, tokens, wait=True)
     if token_T.dtype not in (torch.int32, torch.int64):
         token_T = token_T.long()
-    if tokens and not 0 <= int(token_T.min()) <= int(token_T.max()) < table.class_V.shape[0]:
-        span = f"{int(token_T.min())} … {int(token_T.max())}"
-        raise ValueError(f"token_T: expected ids in [0, {table.class_V.shape[0]}), got {span}")
     cu_sents: Tensor = run("segment_sentences", backend, token_T.device, token_T, cu_seqlens, table)
     return cu_sents

@@ -83,7 +83,7 @@ def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable)
         stream = torch.cuda.current_stream().cuda_stream
         _check(library().aapa_segment_sentences_count(*problem, counts.data_ptr(), stream))
         if sequences and bool((counts < 0).any()):
-            raise ValueError("table: expected ids, classes and states inside of it, got one outside")
+            raise ValueError("token_T, table: expected ids, classes and states inside of the table, got one outside")
         behind = counts.cumsum(0)
         total = int(behind[-1]) if sequences else 0
         found = torch.empty(total + 1, dtype=torch.int32, device=device)

@@ -16,6 +16,9 @@ CUT, MARK = 1, 2
 
 
 def segment_sentences(token_T: Tensor, cu_seqlens: Tensor, table: SentenceTable) -> Tensor:
+    vocabulary = table.class_V.shape[0]
+    if len(token_T) and not 0 <= int(token_T.min()) <= int(token_T.max()) < vocabulary:
+        raise ValueError(f"token_T: expected ids in [0, {vocabulary}), got {int(token_T.min())} … {int(token_T.max())}")
     # Lists, not tensors: indexing a list costs 30 ns, indexing a tensor a microsecond. Only classes that occur are
     # converted: the table of a large vocabulary has thousands. A state is kept multiplied by four with the two flags
     # below it, so that one look-up answers everything about a token.
