@@ -47,7 +47,7 @@ def save(
 
     Args:
         state: JSON-able.
-        write: writes this rank's tensors into an empty directory.
+        write: writes this rank's tensors into an empty directory; a collective that returns when all ranks have.
     """
     staging, target = folder / f".step-{step:08d}.staging", folder / f"step-{step:08d}"
     if parallel.is_main:
@@ -55,7 +55,6 @@ def save(
         staging.mkdir(parents=True)
     parallel.barrier()
     write(staging)
-    parallel.barrier()
     if parallel.is_main:
         layout = {name: getattr(parallel, name) for name in ("tensor", "pipeline", "context", "data")}
         (staging / STATE).write_text(json.dumps(state, indent=1, allow_nan=True))

@@ -32,7 +32,6 @@ TRAVELLING = (
 )
 # Never pickles or code: what is not needed is not fetched.
 FILES = [*TRAVELLING, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-ABSENT = "no directory of that name (in a recipe, seen from its folder; on the command line, from the current one)"
 # Between two signs of life to ranks that wait, far below any time-out of a collective.
 _BEAT_SECONDS = 5.0
 
@@ -70,7 +69,7 @@ def local_directory(source: str, parallel: Parallel, field: str = "model.source"
             pass
     commit, problem = outcome
     if problem is not None:
-        raise UserError(f"{field}: expected a directory or a model of the hub, got {source!r}: {ABSENT}; {problem}")
+        raise _refusal(field, source, problem)
     return _cached(name, commit, field)
 
 
@@ -88,8 +87,13 @@ def settings_directory(source: str, field: str = "model.source") -> Path:
         while (outcome := _outcome(fetching)) is None:
             pass
     if outcome[1] is not None:
-        raise UserError(f"{field}: expected a directory or a model of the hub, got {source!r}: {ABSENT}; {outcome[1]}")
+        raise _refusal(field, source, outcome[1])
     return fetching.result()
+
+
+def _refusal(field: str, source: str, problem: str) -> UserError:
+    absent = "no directory of that name (in a recipe, seen from its folder; on the command line, from the current one)"
+    return UserError(f"{field}: expected a directory or a model of the hub, got {source!r}: {absent}; {problem}")
 
 
 def has_weights(directory: Path) -> bool:

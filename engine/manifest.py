@@ -23,14 +23,14 @@ def commit(staging: Path, target: Path, facts: Mapping[str, Any]) -> None:
     Args:
         facts: what else the manifest says, JSON-able.
     """
-    files = {_name(file, staging): file_facts(file) for file in _files(staging)}
+    files = {_name(file, staging): _facts(file) for file in _files(staging)}
     manifest = {**facts, "files": files}
     (staging / MANIFEST).write_text(json.dumps({**manifest, OWN: _own_hash(manifest)}, indent=1))
     folders = [staging, *(path for path in staging.rglob("*") if path.is_dir())]
     for path in [*_files(staging), staging / MANIFEST, *folders]:
-        sync(path)
+        _sync(path)
     replace_directory(staging, target)
-    sync(target.parent)
+    _sync(target.parent)
 
 
 def verify(directory: Path, field: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def verify(directory: Path, field: str) -> dict[str, Any]:
         if found[name].stat().st_size != facts.get("bytes"):
             got = found[name].stat().st_size
             raise UserError(f"{field}: expected {facts.get('bytes')} bytes in {directory / name}, got {got}")
-        if file_facts(found[name]) != facts:
+        if _facts(found[name]) != facts:
             raise UserError(f"{field}: expected the SHA-256 of the manifest for {directory / name}, got another")
     for name in found.keys() - listed.keys():
         raise UserError(f"{field}: expected no file {name!r} in {directory}, for its manifest has none, got one")
@@ -81,14 +81,12 @@ def _name(file: Path, directory: Path) -> str:
     return file.relative_to(directory).as_posix()
 
 
-def file_facts(file: Path) -> dict[str, Any]:
-    """Size and SHA-256."""
+def _facts(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def sync(path: Path) -> None:
-    """Write a file, or a directory's entries, through to the disk."""
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

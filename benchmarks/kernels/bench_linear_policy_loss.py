@@ -67,6 +67,18 @@ def moved_bytes(problem: HeadProblem) -> int:
     return 3 * 4 * problem.shape["T"] * problem.shape["V"]
 
 
+def three_products_case(op: str, problem: HeadProblem, candidates: list[Candidate]) -> Case:
+    return Case(
+        op,
+        problem.shape,
+        problem.dtype,
+        candidates,
+        moved_bytes=moved_bytes(problem),
+        flops=3 * problem.flops_per_gemm,
+        floor=bare_products(problem),
+    )
+
+
 def surrogate_case(problem: HeadProblem) -> Case:
     target_T = problem.fields.target_T
 
@@ -86,15 +98,7 @@ def surrogate_case(problem: HeadProblem) -> Case:
             "whole logits", by_autograd(problem, lambda h, w: loss_of(whole_logits(h, w, target_T))), MODE, peer=True
         ),
     ]
-    return Case(
-        "linear_policy_loss",
-        problem.shape,
-        problem.dtype,
-        candidates,
-        moved_bytes=moved_bytes(problem),
-        flops=3 * problem.flops_per_gemm,
-        floor=bare_products(problem),
-    )
+    return three_products_case("linear_policy_loss", problem, candidates)
 
 
 def sft_case(problem: HeadProblem) -> Case:
@@ -109,15 +113,7 @@ def sft_case(problem: HeadProblem) -> Case:
         options = LinearCrossEntropyOptions()
         loss = by_autograd(problem, lambda h, w: torch_own(h, w, target_T, options=options))
         candidates.append(Candidate("torch linear_cross_entropy, chunked", loss, MODE, peer=True))
-    return Case(
-        "linear_policy_loss (sft)",
-        problem.shape,
-        problem.dtype,
-        candidates,
-        moved_bytes=moved_bytes(problem),
-        flops=3 * problem.flops_per_gemm,
-        floor=bare_products(problem),
-    )
+    return three_products_case("linear_policy_loss (sft)", problem, candidates)
 
 
 def active_case(problem: HeadProblem) -> Case:

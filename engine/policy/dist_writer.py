@@ -89,9 +89,8 @@ def _check_cover(plans: Sequence[SavePlan]) -> None:
 
 def write_boxes(directory: Path, boxes: Sequence[Box]) -> None:
     """Write global tensors into an empty directory that all ranks see; a collective, each rank brings its boxes."""
-    writer = dcp.FileSystemWriter(directory, sync_files=False)
-    dcp.save({}, storage_writer=writer, planner=_BoxPlanner(boxes))
     if dist.get_rank() == 0:
         torch.save({}, directory / COMMON)
         save_config(CheckpointingConfig("torch_dist"), str(directory))
-    dist.barrier()
+    # Returns when all ranks have written.
+    dcp.save({}, storage_writer=dcp.FileSystemWriter(directory, sync_files=False), planner=_BoxPlanner(boxes))

@@ -256,7 +256,7 @@ def write_model(
     A collective over all ranks. Of the ranks that hold the same parts each writes a share, which is what it holds in
     host memory meanwhile.
     """
-    write(directory, list(_shards(model, hf, parallel, optimizer)), hf)
+    write(directory, _shards(model, hf, parallel, optimizer), hf)
 
 
 def _shards(model: Chunks, hf: PretrainedConfig, parallel: Parallel, optimizer: Adam | None) -> Iterator[Shard]:
@@ -268,16 +268,19 @@ def _shards(model: Chunks, hf: PretrainedConfig, parallel: Parallel, optimizer: 
         # The last stage's copy of a tied embedding is the first stage's.
         if name == EMBEDDING and not parallel.first_stage:
             continue
-        for kept in ("", *(() if optimizer is None else optimizer.names)):
-            if kept:
-                assert optimizer is not None
-                value, prefix = optimizer.whole_moment(parameter, kept), moment_prefix(kept)
-            else:
-                value, prefix = parameter.data, ""
+        for prefix, value in _values(parameter, optimizer):
             copy = item.layout == "whole" and parallel.tensor_rank > 0
             if number % writers == mine and not copy:
                 yield Shard(name, layer, item, value.cpu(), parallel.tensor_rank, parallel.tensor, prefix)
             number += 1
+
+
+def _values(parameter: Tensor, optimizer: Adam | None) -> Iterator[tuple[str, Tensor]]:
+    """(prefix of the key, tensor) of a parameter and of what the optimizer keeps of it."""
+    yield "", parameter.data
+    if optimizer is not None:
+        for name in optimizer.names:
+            yield moment_prefix(name), optimizer.whole_moment(parameter, name)
 
 
 def _parameters(model: Chunks, hf: PretrainedConfig) -> Iterator[tuple[Tensor, str, int | None, Entry]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from spoiling import edited, recipe
 
 from aapa.engine import cli
 
@@ -26,36 +25,15 @@ def unsized(completions, **columns):
     import numpy
     return numpy.array(1.0)
 """
-RECIPE = """
-name = "own"
-[model]
-source = "model"
-[data]
-files = "rows.jsonl"
-held_out = 0.2
-[rollout]
-max_new_tokens = 8
-[evaluation]
-prompts = 4
-final_prompts = 4
-[rewards]
-timeout = 60.0
-[[stages]]
-name = "rl"
-steps = 9
-prompts_per_step = 4
-learning_rate = 1e-3
-rewards = [{ function = "rewards.py:good" }]
-objective = { kind = "grpo", group_size = 2 }
-"""
+TIMEOUT = "timeout = 60.0"
 # What replaces a part of the recipe, and a pattern that the one sentence must hold.
 CASES = {
     "a time beyond poll's": (
-        ("timeout = 60.0", "timeout = 1e12"),
+        (TIMEOUT, "timeout = 1e12"),
         r"rewards.timeout: expected a number of at most 1e\+06, got 1000000000000.0",
     ),
     "memory beyond any machine": (
-        ("timeout = 60.0", "memory_gb = 1e10"),
+        (TIMEOUT, "memory_gb = 1e10"),
         r"rewards.memory_gb: expected a number of at most 1e\+06, got 10000000000.0",
     ),
     "no dimensions": (
@@ -74,27 +52,16 @@ CASES = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from own_rows import rows, write_rows
-
-    shutil.copytree(good_model, tmp_path / "model")
-    write_rows(tmp_path / "rows.jsonl", rows(100))
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    return tmp_path
-
-
-def write(folder: Path, old: str, new: str) -> None:
-    assert old in RECIPE
-    (folder / "r.toml").write_text(RECIPE.replace(old, new, 1))
+def folder(folder: Path) -> Path:
+    (folder / "rewards.py").write_text(REWARDS)
+    (folder / "r.toml").write_text(recipe(tables=f"[rewards]\n{TIMEOUT}", steps=9))
+    return folder
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_check_refuses(folder: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
-    change, pattern = CASES[case]
-    write(folder, *change)
+    (old, new), pattern = CASES[case]
+    edited("r.toml", old, new)(folder)
     assert cli.main(["train", "r.toml", "--check"]) == 2
     printed = capfd.readouterr().err
     assert "Traceback" not in printed
@@ -102,7 +69,7 @@ def test_the_check_refuses(folder: Path, capfd: pytest.CaptureFixture[str], case
 
 
 def test_rewards_that_overflow_are_failures_of_samples(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write(folder, "rewards.py:good", "rewards.py:absurd")
+    edited("r.toml", "rewards.py:good", "rewards.py:absurd")(folder)
     assert cli.main(["train", "r.toml"]) == 4
     printed = capfd.readouterr().err
     assert "Traceback" not in printed
